@@ -1,0 +1,1 @@
+"""Airflow DAGs: when and in what order."""

@@ -1,0 +1,1 @@
+"""Data rules for Great Expectations, one file per checked step."""

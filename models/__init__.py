@@ -1,0 +1,1 @@
+"""Mathematics on arrays: no Airflow, no database, no clock."""

@@ -1,0 +1,1 @@
+"""Airflow operators and I/O: one file per step of the daily run."""
