@@ -1,0 +1,85 @@
+with source_days as (
+
+    select * from {{ ref('int_source_days') }}
+
+),
+
+dates as (
+
+    select
+        cast(generate_series(
+            coalesce(min(event_day) + 1, {{ as_of_date() }}),
+            {{ as_of_date() }},
+            interval '1 day'
+        ) as date) as snapshot_date
+    from source_days
+    where customers > 0
+
+),
+
+snapshot_dates as (
+
+    select
+        snapshot_date,
+        (snapshot_date - date '1970-01-05') % {{ var('decision_days') }} = 0 as is_on_grid,
+        snapshot_date + {{ var('decision_days') }} <= {{ as_of_date() }} as is_closed
+    from dates
+
+),
+
+-- A day that differs from the last build changes the windows that hold it and all later features;
+-- the dates around either as_of changed because windows closed, opened or appeared.
+rebuild as (
+
+    select
+        case
+            when count(built.event_day) = 0 then cast('-infinity' as date)
+            else least(
+                min(coalesce(source_days.event_day, built.event_day))
+                    filter (where source_days.checksum is distinct from built.checksum),
+                max(built.as_of),
+                {{ as_of_date() }}
+            ) - {{ var('decision_days') }}
+        end as rebuild_after
+    from source_days
+    full join {{ ref('int_source_days_built') }} as built
+        on source_days.event_day = built.event_day
+
+),
+
+budgets as (
+
+    select
+        snapshot_dates.snapshot_date,
+        budgets.amount,
+        coalesce(sum(source_days.coupon_cost), 0) as coupon_cost
+    from snapshot_dates
+    inner join {{ ref('stg_budgets') }} as budgets
+        on
+            snapshot_dates.snapshot_date >= budgets.period_start
+            and snapshot_dates.snapshot_date < budgets.period_end
+    left join source_days
+        on
+            budgets.period_start <= source_days.event_day
+            and snapshot_dates.snapshot_date > source_days.event_day
+    group by snapshot_dates.snapshot_date, budgets.period_start, budgets.amount
+
+)
+
+select
+    snapshot_dates.snapshot_date,
+    {{ as_of_date() }} as as_of,
+    snapshot_dates.is_on_grid,
+    snapshot_dates.is_closed,
+    snapshot_dates.snapshot_date > rebuild.rebuild_after as needs_build,
+    cast(
+        case
+            when budgets.amount is null then null
+            when budgets.amount <= 0 then 0
+            else greatest(least((budgets.amount - budgets.coupon_cost) / budgets.amount, 1), 0)
+        end as double precision
+    ) as remaining_budget_pct
+from snapshot_dates
+cross join rebuild
+left join budgets on snapshot_dates.snapshot_date = budgets.snapshot_date
+where snapshot_dates.is_on_grid or snapshot_dates.snapshot_date = {{ as_of_date() }}

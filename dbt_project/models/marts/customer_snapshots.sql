@@ -1,0 +1,191 @@
+{{ config(
+    materialized='incremental',
+    incremental_strategy='append',
+    on_schema_change='fail',
+    pre_hook='{{ delete_snapshots_to_build() }}',
+    post_hook='{{ remember_source_days() }}',
+    indexes=[{'columns': ['snapshot_date', 'customer_id'], 'unique': true}]
+) }}
+
+-- depends_on: {{ ref('int_source_days_built') }}
+with dates as (
+
+    select * from {{ ref('int_snapshot_dates') }}
+    {% if is_incremental() %}
+    where needs_build
+    {% endif %}
+
+),
+
+days as (
+
+    select * from {{ ref('int_customer_days') }}
+
+),
+
+-- the totals after the last event before each date
+so_far as (
+
+    select
+        dates.snapshot_date,
+        totals.*
+    from {{ ref('int_customer_totals') }} as totals
+    inner join dates
+        on
+            totals.event_day < dates.snapshot_date
+            and totals.next_event_day >= dates.snapshot_date
+    where totals.purchase_days > 0
+
+),
+
+last_90_days as (
+
+    select
+        dates.snapshot_date,
+        days.customer_id,
+        sum(days.purchases) filter (where dates.snapshot_date - days.event_day <= 30)
+            as purchases_last_30d,
+        sum(days.coupons_offered) filter (where dates.snapshot_date - days.event_day <= 30)
+            as coupons_last_30d,
+        sum(days.revenue) as revenue_last_90d,
+        array[
+            {%- for age in range(30, 0, -1) %}
+            coalesce(max(days.category_id) filter (where dates.snapshot_date - days.event_day = {{ age }}), 0){{ "," if not loop.last }}
+            {%- endfor %}
+        ] as category_sequence
+    from days
+    inner join dates
+        on
+            days.event_day < dates.snapshot_date
+            and days.event_day >= dates.snapshot_date - 90
+    group by dates.snapshot_date, days.customer_id
+
+),
+
+window_days as (
+
+    select
+        dates.snapshot_date,
+        days.*
+    from days
+    inner join dates
+        on
+            days.event_day >= dates.snapshot_date
+            and days.event_day < dates.snapshot_date + {{ var('decision_days') }}
+    where dates.is_closed
+
+),
+
+outcomes as (
+
+    select
+        snapshot_date,
+        customer_id,
+        sum(purchases) as purchases,
+        sum(margin) as margin,
+        sum(coupon_cost) as coupon_cost,
+        sum(contact_cost) as contact_cost
+    from window_days
+    group by snapshot_date, customer_id
+
+),
+
+first_offers as (
+
+    select distinct on (snapshot_date, customer_id)
+        snapshot_date,
+        customer_id,
+        coupon_id,
+        propensity
+    from window_days
+    where coupon_id is not null
+    order by snapshot_date, customer_id, event_day
+
+),
+
+snapshots as (
+
+    select
+        dates.snapshot_date,
+        dates.as_of,
+        so_far.customer_id,
+        dates.is_on_grid,
+        dates.is_closed,
+
+        so_far.purchase_days,
+        so_far.first_purchase_on,
+        so_far.last_purchase_on,
+        so_far.purchases,
+        so_far.purchase_revenue,
+        so_far.margin,
+        so_far.category_id,
+        so_far.coupons_received,
+        so_far.coupons_redeemed,
+        dates.remaining_budget_pct,
+
+        coalesce(last_90_days.purchases_last_30d, 0) as purchases_last_30d,
+        coalesce(last_90_days.coupons_last_30d, 0) as coupons_last_30d,
+        coalesce(last_90_days.revenue_last_90d, 0) as revenue_last_90d,
+        coalesce(last_90_days.category_sequence, array_fill(0, array[30])) as category_sequence,
+
+        coalesce(first_offers.coupon_id, 'none') as coupon_id,
+        first_offers.propensity,
+        coalesce(outcomes.purchases, 0) > 0 as order_placed,
+        coalesce(outcomes.margin, 0) as order_profit,
+        coalesce(outcomes.coupon_cost, 0) as coupon_cost,
+        coalesce(outcomes.contact_cost, 0) as contact_cost
+    from so_far
+    inner join dates on so_far.snapshot_date = dates.snapshot_date
+    left join last_90_days
+        on
+            so_far.snapshot_date = last_90_days.snapshot_date
+            and so_far.customer_id = last_90_days.customer_id
+    left join outcomes
+        on
+            so_far.snapshot_date = outcomes.snapshot_date
+            and so_far.customer_id = outcomes.customer_id
+    left join first_offers
+        on
+            so_far.snapshot_date = first_offers.snapshot_date
+            and so_far.customer_id = first_offers.customer_id
+
+)
+
+select
+    snapshots.as_of,
+    cast('{{ var("run_id") }}' as text) as run_id,
+    snapshots.snapshot_date,
+    snapshots.customer_id,
+    snapshots.is_on_grid,
+
+    cast(snapshots.purchase_days - 1 as integer) as frequency,
+    snapshots.last_purchase_on - snapshots.first_purchase_on as recency_days,
+    snapshots.snapshot_date - snapshots.first_purchase_on as age_days,
+    snapshots.snapshot_date - snapshots.last_purchase_on as days_since_last_purchase,
+    cast(snapshots.purchases_last_30d as integer) as purchases_last_30d,
+    cast(snapshots.purchase_revenue / snapshots.purchases as double precision) as avg_order_value,
+    snapshots.remaining_budget_pct,
+    categories.category,
+    snapshots.category_id,
+    cast(snapshots.coupons_last_30d as integer) as coupons_last_30d,
+    cast(snapshots.revenue_last_90d as double precision) as revenue_last_90d,
+    cast(snapshots.margin / snapshots.purchase_days as double precision) as monetary_value,
+    cast(snapshots.coupons_received as integer) as coupons_received,
+    cast(snapshots.coupons_redeemed as integer) as coupons_redeemed,
+    snapshots.category_sequence,
+
+    -- outcomes are known once the window is over
+    case when snapshots.is_closed then snapshots.coupon_id end as coupon_id,
+    cast(case when snapshots.is_closed then snapshots.propensity end as double precision) as propensity,
+    case when snapshots.is_closed then snapshots.order_placed end as order_placed,
+    cast(case when snapshots.is_closed then snapshots.order_profit end as double precision) as order_profit,
+    cast(case when snapshots.is_closed then snapshots.coupon_cost end as double precision) as coupon_cost,
+    cast(case when snapshots.is_closed then snapshots.contact_cost end as double precision) as contact_cost,
+    cast(
+        case
+            when snapshots.is_closed
+                then snapshots.order_profit - snapshots.coupon_cost - snapshots.contact_cost
+        end as double precision
+    ) as reward
+from snapshots
+inner join {{ ref('categories') }} as categories on snapshots.category_id = categories.category_id

@@ -1,0 +1,204 @@
+"""Every tunable of a run, once: the DAG's form, the command's options and the docs come from here."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from datetime import date
+from typing import Annotated, Any, Literal, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from winback.models.errors import SettingsError, first_rows
+
+ENVIRONMENT_PREFIX = "WINBACK_"
+IDENTIFIER = r"^[a-z_][a-z0-9_]*$"  # a schema name that needs no quoting anywhere
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# Right-open bin edges of the state, in the feature's own unit; category is used as it is.
+DEFAULT_STATE_BINS: dict[str, tuple[float, ...]] = {
+    "days_since_last_purchase": (7, 14, 28, 56),  # this week, last week, a month, two, longer
+    "purchases_last_30d": (1, 2, 4, 8),  # none, one, some, weekly, more than weekly
+    "avg_order_value": (10, 25, 50, 100),  # small change to a full trolley, currency
+    "remaining_budget_pct": (0.25, 0.5, 0.75),  # quarters of the period's money
+    "coupons_last_30d": (1, 2),  # promotion fatigue: none, one, more
+}
+
+
+class Settings(BaseModel):
+    """What a run may be told. Unknown names and impossible values are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # -- this run
+    as_of: date | None = Field(None, description="Decision date; empty: the data interval's end")
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="Coupon money for this run (currency); empty: from the budgets table"
+    )
+    publish: bool = Field(True, description="Off: a dry run, everything is computed and checked")
+
+    # -- warehouse and artifacts
+    source_schema: str = Field("raw", pattern=IDENTIFIER, description="Schema of the source tables")
+    schema_name: str = Field("winback", pattern=IDENTIFIER, description="Schema of winback's tables")
+    artifacts_uri: str = Field(
+        "file:///tmp/winback-artifacts", description="Where weights, parameters and reports go"
+    )
+    timezone: str = Field("UTC", description="Days begin at midnight in this timezone")
+    batch_rows: int = Field(50_000, gt=0, description="Rows per batch between warehouse and models")
+
+    # -- the decision
+    decision_days: int = Field(7, ge=1, le=30, description="Days that one decision lasts")
+    contact_gap_days: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Days before a customer may get another coupon; empty: decision_days"
+    )
+    cadence_days: int = Field(1, ge=1, description="Days between runs, which share a period's money")
+    default_margin_rate: Share = Field(0.3, description="Margin where an order has none (of revenue)")
+    allowed_coupons: tuple[str, ...] = Field((), description="Coupons to choose from; empty: all")
+    decisions_are_offers: bool = Field(
+        False, description="Count published decisions as carried-out offers"
+    )
+    holdout_share: Share = Field(0.1, description="Customers that never get coupons, as a yardstick")
+    holdout_salt: str = Field("winback", description="Changing it draws a new holdout")
+    exploration_rate: Share = Field(0.1, description="Customers whose coupon is drawn by chance")
+    exploration_budget_share: Share = Field(
+        0.2, description="At most this share of the budget goes to exploration"
+    )
+    propensity_floor: Share = Field(0.01, description="Smallest chance of an eligible coupon")
+
+    # -- survival
+    survival_engine: Literal["winback", "lifetimes"] = Field(
+        "winback", description="Which BG/NBD fitter runs"
+    )
+    survival_penalizer: float = Field(0.0, ge=0, description="Ridge on the log parameters")
+
+    # -- profit model
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model trains")
+    task_retries: int = Field(2, ge=0, description="Tries after a task's first failure")
+    training_pool: str = Field("default_pool", description="Airflow pool of the training task")
+    training_queue: str = Field("default", description="Airflow queue of the training task")
+    max_training_rows: int = Field(
+        200_000, gt=0, description="Snapshots to train on, a random sample beyond"
+    )
+    epochs: int = Field(12, gt=0, description="Passes over the training rows, at most")
+    patience: int = Field(2, gt=0, description="Epochs without progress before training stops")
+    batch_size: int = Field(1024, gt=0, description="Snapshots per training step")
+    learning_rate: float = Field(2e-3, gt=0, description="Step size of AdamW")
+    validation_share: float = Field(0.2, gt=0, lt=1, description="Latest dates kept for validation")
+    seed: int = Field(7, description="Seed of every random number that is not a customer's draw")
+
+    # -- planner
+    state_bins: dict[str, tuple[float, ...]] = Field(
+        DEFAULT_STATE_BINS, description="Bin edges of the state features"
+    )
+    gamma: float = Field(0.95, ge=0, lt=1, description="Discount per decision period")
+    planning_updates: int = Field(20, ge=0, description="Planning updates per logged decision (K)")
+    learning_rate_q: float = Field(0.3, gt=0, le=1, description="First step size of Dyna-Q (alpha)")
+    epsilon_start: Share = Field(0.30, description="Exploration of the planner at its start")
+    epsilon_end: Share = Field(0.05, description="Exploration of the planner at its end")
+    prior_strength: float = Field(
+        50.0, gt=0, description="Decisions that the parent state's mean counts for"
+    )
+    pessimism: float = Field(
+        1.0, ge=0, description="Standard errors taken off what a coupon seems to bring"
+    )
+    min_visits: int = Field(
+        30, ge=0, description="Decisions needed before a coupon may be chosen in a state"
+    )
+
+    # -- serving
+    keep_versions_days: int = Field(14, ge=1, description="Days before an old Q-table expires")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError("expected an IANA timezone such as Europe/Berlin") from error
+        return value
+
+    @field_validator("state_bins")
+    @classmethod
+    def _rising_edges(cls, bins: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        unknown = sorted(set(bins) - set(DEFAULT_STATE_BINS))
+        if unknown:
+            raise ValueError(f"no such state feature: {unknown}; known: {sorted(DEFAULT_STATE_BINS)}")
+        for name, edges in bins.items():
+            if not edges or list(edges) != sorted(set(edges)):
+                raise ValueError(f"expected rising bin edges for {name}, came {edges}")
+        return bins
+
+    @property
+    def gap_days(self) -> int:
+        """Days before a customer may get another coupon."""
+        return self.decision_days if self.contact_gap_days is None else self.contact_gap_days
+
+    @property
+    def work_schema(self) -> str:
+        """Schema that holds a run's results until they are published."""
+        return f"{self.schema_name}_work"
+
+    @property
+    def staging_schema(self) -> str:
+        """Schema of the dbt staging and intermediate models."""
+        return f"{self.schema_name}_staging"
+
+    @property
+    def config_hash(self) -> str:
+        """Short hash of everything that shapes a decision, dates and places apart."""
+        places = {"as_of", "publish", "artifacts_uri", "batch_rows", "device"}
+        text = json.dumps(self.model_dump(mode="json", exclude=places), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load_settings(
+    values: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Build settings from ``WINBACK_<NAME>`` variables, overridden by ``values``.
+
+    Raises:
+        SettingsError: a name is unknown or a value impossible; the message lists each one.
+    """
+    given = {**_from_environment(os.environ if environment is None else environment)}
+    given.update(values or {})
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        raise SettingsError(_describe(error)) from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        text = environment.get(f"{ENVIRONMENT_PREFIX}{name.upper()}")
+        if text is not None and text != "":
+            given[name] = parse_text(field.annotation, text)
+    return given
+
+
+def parse_text(annotation: Any, text: str) -> Any:
+    """Read a value written as text: lists and maps as JSON (or a,b,c), the rest by pydantic."""
+    container = annotation in (tuple[str, ...],) or "dict" in str(annotation)
+    if not container:
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def allowed_choices(annotation: Any) -> tuple[str, ...]:
+    """The values of a ``Literal`` annotation, else an empty tuple."""
+    return tuple(str(choice) for choice in get_args(annotation) if isinstance(choice, str))
+
+
+def _describe(error: ValidationError) -> str:
+    problems = [
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+        f" (came {problem['input']!r})"
+        for problem in error.errors()
+    ]
+    known = ", ".join(Settings.model_fields)
+    return f"settings are wrong: {first_rows(problems)}. Known settings: {known}"

@@ -1,0 +1,95 @@
+"""Step: fit BG/NBD on the purchase-day triples and score every customer."""
+
+from typing import Any
+
+from airflow.sdk import Context
+
+from winback.models.errors import DataError
+from winback.models.survival import (
+    SurvivalFit,
+    expected_purchases,
+    fit_survival,
+    probability_alive,
+    probability_of_purchase,
+)
+from winback.operators.artifacts import SURVIVAL
+from winback.operators.base import WinbackOperator
+from winback.operators.run import Run
+from winback.operators.warehouse import join_rows, read_table
+
+TRIPLE = ("frequency", "recency_days", "age_days")
+
+TRIPLES = """
+select frequency, recency_days, age_days, customers
+from {schema}.rfm_triples
+where as_of = {as_of}
+order by frequency, recency_days, age_days
+"""
+
+CLEAR = "delete from {work}.customer_scores where as_of = {as_of}"
+
+# Customers share triples, so the scores travel once per triple and are joined in the warehouse.
+SCORE_CUSTOMERS = """
+insert into {work}.customer_scores
+    (as_of, run_id, customer_id, p_alive, p_purchase, expected_purchases)
+select
+    rfm.as_of,
+    {run_id},
+    rfm.customer_id,
+    triple.p_alive,
+    triple.p_purchase,
+    triple.expected_purchases
+from {schema}.customer_rfm as rfm
+inner join triple_scores as triple using (frequency, recency_days, age_days)
+where rfm.as_of = {as_of}
+"""
+
+
+class FitSurvivalOperator(WinbackOperator):
+    """Fit BG/NBD and write every customer's scores to the work schema."""
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        return fit_and_score(self.current_run())
+
+
+def fit_and_score(run: Run) -> dict[str, Any]:
+    """Fit on the warehouse's triples, write scores to the work schema and the fit as JSON.
+
+    Returns:
+        The fit's parameters and whether it is degenerate, for the run's metrics.
+
+    Raises:
+        DataError: there is no customer with a purchase before ``as_of``.
+    """
+    triples = _read_triples(run)
+    history = [triples[name].to_numpy() for name in TRIPLE]
+    fit = fit_survival(
+        *history,
+        weights=triples["customers"].to_numpy(),
+        engine=run.settings.survival_engine,
+        penalizer=run.settings.survival_penalizer,
+    )
+    scores = triples.select(TRIPLE)
+    for name, values in _scores(fit, history, run.settings.decision_days).items():
+        scores = scores.append_column(name, [values])
+    join_rows(run.url, "triple_scores", scores, (CLEAR, SCORE_CUSTOMERS), run.names)
+    run.artifacts.write_json(SURVIVAL, fit.to_dict())
+    return fit.to_dict()
+
+
+def _read_triples(run: Run) -> Any:
+    triples = read_table(run.url, TRIPLES, run.names)
+    if triples.num_rows == 0:
+        raise DataError(
+            f"no customer has a purchase before {run.as_of}, so there is nothing to fit. "
+            "Check as_of, and that dbt build ran for it (table rfm_triples)."
+        )
+    return triples
+
+
+def _scores(fit: SurvivalFit, history: list[Any], horizon_days: int) -> dict[str, Any]:
+    return {
+        "p_alive": probability_alive(fit, *history),
+        "p_purchase": probability_of_purchase(fit, *history, horizon_days),
+        "expected_purchases": expected_purchases(fit, *history, horizon_days),
+    }

@@ -1,0 +1,32 @@
+"""The settings as an Airflow form: one Param per field, with its type, limits and sentence."""
+
+from typing import Any
+
+from airflow.sdk import Param
+
+from winback.models.settings import Settings, load_settings
+
+# Read where the DAG is parsed, so a run cannot change them: set WINBACK_<NAME> instead.
+DEPLOYMENT = ("schema_name", "training_pool", "training_queue", "task_retries")
+
+
+def dag_params() -> dict[str, Param]:
+    """Params of ``winback_daily``; their defaults are the settings of this environment."""
+    schema = Settings.model_json_schema()["properties"]
+    defaults = load_settings().model_dump(mode="json")
+    return {
+        name: Param(defaults[name], title=name, **_form(schema[name]))
+        for name in Settings.model_fields
+        if name not in DEPLOYMENT
+    }
+
+
+def _form(field: dict[str, Any]) -> dict[str, Any]:
+    # Airflow's form reads a list of types, not JSON schema's anyOf.
+    described = {"description_md": field["description"]}
+    options = field.get("anyOf")
+    if options is None:
+        kept = ("type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum")
+        return {**described, **{name: field[name] for name in kept if name in field}}
+    given = next(option for option in options if option["type"] != "null")
+    return {**described, **given, "type": ["null", given["type"]]}

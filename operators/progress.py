@@ -1,0 +1,33 @@
+"""What a person who waits for a local run sees: one event per task, one per training epoch."""
+
+import json
+import os
+import time
+from typing import Any
+
+EVENTS_FILE = "WINBACK_EVENTS_FILE"  # set by the commands; without it nothing is written
+
+
+def report(event: str, **details: Any) -> None:
+    """Append one event as a JSON line to the file that a waiting command reads."""
+    path = os.environ.get(EVENTS_FILE)
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "at": time.time(), **details}) + "\n")
+
+
+def task_started(context: Any) -> None:
+    """Airflow's ``on_execute_callback``."""
+    report("started", task=context["ti"].task_id)
+
+
+def task_succeeded(context: Any) -> None:
+    """Airflow's ``on_success_callback``."""
+    report("succeeded", task=context["ti"].task_id)
+
+
+def task_failed(context: Any) -> None:
+    """Airflow's ``on_failure_callback`` and ``on_retry_callback``."""
+    error = context.get("exception")
+    kind = type(error).__name__
+    report("failed", task=context["ti"].task_id, error=str(error), kind=kind)

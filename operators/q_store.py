@@ -1,0 +1,220 @@
+"""The Q-table in Redis: whole versions behind one pointer, and the reader that follows it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from winback.models.errors import NotFittedError, StoreUnavailableError
+from winback.models.states import StateSpace
+
+DEFAULT_CONNECTION = "winback_redis"
+CURRENT = "winback:current"
+PREVIOUS = "winback:previous"
+NO_COUPON = "none"
+PIPELINE_STATES = 5_000  # states per round trip: some hundred kilobytes
+
+# One step on the server: a reader never sees a pointer without its predecessor.
+ACTIVATE = """
+local current = redis.call('GET', KEYS[1])
+if current and current ~= ARGV[1] then redis.call('SET', KEYS[2], current) end
+redis.call('SET', KEYS[1], ARGV[1])
+return current
+"""
+ROLL_BACK = """
+local previous = redis.call('GET', KEYS[2])
+if not previous then return false end
+redis.call('SET', KEYS[2], redis.call('GET', KEYS[1]))
+redis.call('SET', KEYS[1], previous)
+return previous
+"""
+
+StateValues = tuple[str, Mapping[str, float]]
+
+
+def table_key(version: str) -> str:
+    """Key of a version's hash: state key → JSON of coupon values."""
+    return f"winback:q:{version}"
+
+
+def meta_key(version: str) -> str:
+    """Key of a version's description."""
+    return f"winback:meta:{version}"
+
+
+def redis_url(conn_id: str = DEFAULT_CONNECTION) -> str:
+    """Return the URL of an Airflow Redis connection; never log it, it holds the password."""
+    from urllib.parse import quote
+
+    from airflow.sdk import BaseHook
+
+    connection = BaseHook.get_connection(conn_id)
+    scheme = "rediss" if connection.extra_dejson.get("ssl") else "redis"
+    password = f":{quote(connection.password, safe='')}@" if connection.password else ""
+    login = quote(connection.login or "", safe="") if connection.password else ""
+    database = connection.extra_dejson.get("db", connection.schema or 0)
+    place = f"{connection.host or '127.0.0.1'}:{connection.port or 6379}"
+    return f"{scheme}://{login}{password}{place}/{database}"
+
+
+@dataclass(frozen=True)
+class QStore:
+    """Writer of Q-table versions.
+
+    Args:
+        client: a ``redis.Redis`` with ``decode_responses=True``; see :func:`connect`.
+        keep_seconds: how long a version lives once it is no longer current or previous.
+    """
+
+    client: Any
+    keep_seconds: int
+
+    def stage(self, as_of: str, states: Iterable[StateValues], meta: Mapping[str, Any]) -> str:
+        """Write a version beside the one served now, read it back, and return its name.
+
+        The name is the date and a checksum of the content: staging equal content again changes
+        nothing, not even for a reader of that version.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer, or holds other rows than were sent.
+        """
+        fields = {state: json.dumps(values, sort_keys=True) for state, values in states}
+        checksum = _checksum(fields)
+        version = f"{as_of}-{checksum}"
+        described = {**meta, "as_of": as_of, "rows": len(fields), "checksum": checksum}
+        with redis_errors(self.client):
+            if _checksum(self._stored(version)) != checksum:
+                self._send(version, fields)
+            self.client.set(meta_key(version), json.dumps(described, sort_keys=True))
+            if version not in self._served():
+                self._expire(version)  # a version that is never served must not stay for good
+            stored = self._stored(version)
+        if _checksum(stored) != checksum:
+            raise StoreUnavailableError(
+                f"Redis holds {len(stored)} states of version {version}, but {len(fields)} others "
+                "were sent. Check its memory limit and eviction policy, then run the task again."
+            )
+        return version
+
+    def activate(self, version: str) -> None:
+        """Serve a staged version from now on; the one before becomes ``winback:previous``."""
+        with redis_errors(self.client):
+            before = self._served()
+            self.client.persist(table_key(version))
+            self.client.persist(meta_key(version))
+            self.client.eval(ACTIVATE, 2, CURRENT, PREVIOUS, version)
+            for superseded in before - self._served():
+                self._expire(superseded)
+
+    def current(self) -> str | None:
+        """Name of the version served now."""
+        with redis_errors(self.client):
+            version: str | None = self.client.get(CURRENT)
+        return version
+
+    def roll_back(self) -> str:
+        """Serve the previous version again; current and previous change places.
+
+        Raises:
+            NotFittedError: there is no previous version, or it has expired.
+        """
+        with redis_errors(self.client):
+            previous = self.client.get(PREVIOUS)
+            if previous is None or not self.client.exists(meta_key(previous)):
+                raise NotFittedError(
+                    f"expected a previous Q-table to go back to, found {previous or 'none'}. "
+                    "Publish a run for an earlier as_of instead: winback run --as-of DATE"
+                )
+            return str(self.client.eval(ROLL_BACK, 2, CURRENT, PREVIOUS))
+
+    def _served(self) -> set[str]:
+        return {name for name in self.client.mget(CURRENT, PREVIOUS) if name}
+
+    def _send(self, version: str, fields: Mapping[str, str]) -> None:
+        self.client.delete(table_key(version))
+        for chunk in _chunks(fields.items(), PIPELINE_STATES):
+            self.client.hset(table_key(version), mapping=dict(chunk))
+
+    def _stored(self, version: str) -> dict[str, str]:
+        return dict(self.client.hscan_iter(table_key(version), count=PIPELINE_STATES))
+
+    def _expire(self, version: str) -> None:
+        self.client.expire(table_key(version), self.keep_seconds)
+        self.client.expire(meta_key(version), self.keep_seconds)
+
+
+def _checksum(fields: Mapping[str, str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for state in sorted(fields):
+        digest.update(f"{state}\n{fields[state]}\n".encode())
+    return digest.hexdigest()
+
+
+class CouponReader:
+    """Customer features in, coupon out, from the version that Redis serves now.
+
+    The state bins travel with the version, so a reader needs no settings::
+
+        reader = CouponReader(redis.Redis.from_url(url, decode_responses=True))
+        reader.coupon({"days_since_last_purchase": 12, "purchases_last_30d": 1, ...})
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._version: str | None = None
+        self._space: StateSpace | None = None
+
+    def values(self, features: Mapping[str, Any]) -> dict[str, float]:
+        """Long-run value per supported coupon in the customer's state; empty where unknown."""
+        with redis_errors(self._client):
+            version = self._client.get(CURRENT)
+            if version is None:
+                return {}
+            state = self._state_space(version).key(features)
+            found = self._client.hget(table_key(version), state)
+        return json.loads(found) if found else {}
+
+    def coupon(self, features: Mapping[str, Any]) -> str:
+        """The best supported coupon; ``none`` on ties, in unknown states, or before any run."""
+        values = self.values(features)
+        best = max(values, key=lambda name: values[name], default=NO_COUPON)
+        return best if values.get(best, 0.0) > values.get(NO_COUPON, 0.0) else NO_COUPON
+
+    def _state_space(self, version: str) -> StateSpace:
+        if self._space is None or version != self._version:
+            meta = json.loads(self._client.get(meta_key(version)))
+            self._space, self._version = StateSpace.from_dict(meta["state_space"]), version
+        return self._space
+
+
+def connect(url: str) -> Any:
+    """Open a client for :class:`QStore` and :class:`CouponReader`."""
+    import redis
+
+    return redis.Redis.from_url(
+        url, decode_responses=True, socket_connect_timeout=5, socket_timeout=30
+    )
+
+
+@contextmanager
+def redis_errors(client: Any) -> Iterator[None]:
+    """Turn the client's errors into winback's, without the password."""
+    import redis
+
+    try:
+        yield
+    except redis.RedisError as error:
+        place = client.connection_pool.connection_kwargs
+        raise StoreUnavailableError(
+            f"Redis at {place.get('host')}:{place.get('port')} does not answer: {error}. "
+            "Check that the server runs and that the connection winback_redis names it."
+        ) from error
+
+
+def _chunks(items: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,284 @@
+"""Run one suite with Great Expectations on the warehouse: rules in, results and HTML out."""
+
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from winback.expectations.source_contract import contract_violations
+from winback.expectations.suites import (
+    SQL_RULE,
+    CheckedTable,
+    CheckParameters,
+    Rule,
+    Suite,
+    load_suite,
+)
+from winback.models.errors import NotFittedError, first_rows
+from winback.operators.warehouse import transaction
+
+if TYPE_CHECKING:
+    from great_expectations.core import (
+        ExpectationSuiteValidationResult,
+        ExpectationValidationResult,
+    )
+    from great_expectations.core.batch_definition import BatchDefinition
+    from great_expectations.data_context.data_context.ephemeral_data_context import (
+        EphemeralDataContext,
+    )
+    from great_expectations.datasource.fluent.postgres_datasource import PostgresDatasource
+    from great_expectations.expectations.expectation import Expectation
+
+SAMPLE_ROWS = 5  # as many as an error message shows
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What one rule found; ``unexpected_percent`` is 0 to 100, None where rows are not counted."""
+
+    suite: str
+    expectation: str
+    table: str
+    column: str | None
+    severity: str
+    success: bool
+    unexpected_count: int | None
+    unexpected_percent: float | None
+    sample: tuple[str, ...]
+    came: str
+    description: str
+
+    def __str__(self) -> str:
+        """Where, what was expected and what to do, what came."""
+        place = f"{self.table}.{self.column}" if self.column else self.table
+        return f"{place} ({self.expectation}): {self.description} Came: {self.came}."
+
+
+def run_checks(
+    url: str, suite_name: str, parameters: CheckParameters, docs_folder: Path | None = None
+) -> list[CheckResult]:
+    """Check one suite; nothing is written but the HTML report, if a folder is given for it.
+
+    Source tables are first compared with the contract: where tables, columns or types differ,
+    those results are all there is, and no report is made.
+
+    Raises:
+        NotFittedError: a table that an earlier task makes does not exist.
+        StoreUnavailableError: the warehouse cannot be reached.
+        SettingsError: the suite does not exist, or a parameter is impossible.
+    """
+    suite = load_suite(suite_name, parameters)
+    violations = _violations(url, suite, parameters)
+    return violations or validate(url, suite, docs_folder)
+
+
+def validate(url: str, suite: Suite, docs_folder: Path | None = None) -> list[CheckResult]:
+    """Evaluate the rules of a loaded suite, in its order; its tables have to exist."""
+    with _quiet(), _warehouse(url) as (context, warehouse):
+        results = [
+            result
+            for table in suite.tables
+            for result in _validate_table(context, warehouse, suite, table)
+        ]
+        if docs_folder:
+            _build_docs(context, docs_folder)
+    return results
+
+
+def _violations(url: str, suite: Suite, parameters: CheckParameters) -> list[CheckResult]:
+    if suite.name == "sources":
+        found = _columns(url, parameters.source_schema)
+        return [
+            CheckResult(
+                suite=suite.name,
+                expectation=violation.expectation,
+                table=f"{parameters.source_schema}.{violation.table}",
+                column=violation.column,
+                severity="critical",
+                success=False,
+                unexpected_count=None,
+                unexpected_percent=None,
+                sample=(),
+                came=violation.came,
+                description=f"Expected {violation.expected}. Load it, or map your own table onto "
+                "it with a view of this name.",
+            )
+            for violation in contract_violations(found)
+        ]
+    missing = [t.address for t in suite.tables if t.name not in _columns(url, t.schema)]
+    if missing:
+        raise NotFittedError(
+            f"expected the tables that earlier tasks make, missing: {', '.join(missing)}. "
+            "Run dbt build and the tasks before this check."
+        )
+    return []
+
+
+def _columns(url: str, schema: str) -> dict[str, dict[str, str]]:
+    """Columns and types (domains resolved) of every table and view of a schema, by table."""
+    query = """
+        select c.relname, a.attname,
+            format_type(coalesce(nullif(t.typbasetype, 0), t.oid), null)
+        from pg_catalog.pg_class c
+        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+        join pg_catalog.pg_type t on t.oid = a.atttypid
+        where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not a.attisdropped
+        order by c.relname, a.attnum
+    """
+    tables: dict[str, dict[str, str]] = {}
+    with transaction(url) as connection:
+        for table, column, data_type in connection.execute(query, (schema,)):
+            tables.setdefault(table, {})[column] = data_type
+    return tables
+
+
+@contextmanager
+def _warehouse(url: str) -> "Iterator[tuple[EphemeralDataContext, PostgresDatasource]]":
+    """A context in memory: the connection is stored nowhere and closed at the end."""
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    warehouse = context.data_sources.add_postgres("warehouse", connection_string=_sqlalchemy(url))
+    try:
+        yield context, warehouse
+    finally:
+        warehouse.get_execution_engine().close()
+
+
+def _sqlalchemy(url: str) -> str:
+    # Great Expectations would take a $ in a password for the beginning of a variable's name.
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url).replace("$", "%24")
+
+
+def _validate_table(
+    context: "EphemeralDataContext",
+    warehouse: "PostgresDatasource",
+    suite: Suite,
+    table: CheckedTable,
+) -> list[CheckResult]:
+    asset = warehouse.add_query_asset(table.name, query=table.query)
+    batch = asset.add_batch_definition("rows")
+    results: dict[int, CheckResult] = {}
+    for is_sql, result_format in ((False, _column_format(table)), (True, _sql_format())):
+        rules = {i: r for i, r in enumerate(table.rules) if (r.type == SQL_RULE) == is_sql}
+        if rules:
+            name = f"{suite.name}-{table.name}{'-queries' if is_sql else ''}"
+            found = _run(context, batch, name, rules, result_format)
+            for one in found.results:
+                index = _rule_index(one)
+                results[index] = _result(suite.name, table, table.rules[index], one)
+    return [results[index] for index in sorted(results)]
+
+
+def _run(
+    context: "EphemeralDataContext",
+    batch: "BatchDefinition[Any]",
+    name: str,
+    rules: Mapping[int, Rule],
+    result_format: dict[str, Any],
+) -> "ExpectationSuiteValidationResult":
+    from great_expectations import ExpectationSuite, ValidationDefinition
+
+    expectations = [_expectation(index, rule) for index, rule in rules.items()]
+    suite = context.suites.add(ExpectationSuite(name=name, expectations=expectations))
+    definition = ValidationDefinition(name=name, data=batch, suite=suite)
+    return context.validation_definitions.add(definition).run(result_format=result_format)
+
+
+def _expectation(index: int, rule: Rule) -> "Expectation":
+    from great_expectations.expectations.metadata_types import FailureSeverity
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    return get_expectation_impl(rule.type)(
+        **rule.kwargs,
+        severity=FailureSeverity(rule.severity),
+        description=rule.description,
+        meta={"rule": index},  # results come back in another order
+    )
+
+
+def _rule_index(found: "ExpectationValidationResult") -> int:
+    configuration = found.expectation_config
+    assert configuration is not None  # only results loaded from elsewhere lack it
+    return int(configuration.meta["rule"])
+
+
+def _column_format(table: CheckedTable) -> dict[str, Any]:
+    return {
+        "result_format": "SUMMARY",  # COMPLETE would fetch every unexpected value
+        "unexpected_index_column_names": list(table.keys),
+        "partial_unexpected_count": SAMPLE_ROWS,
+    }
+
+
+def _sql_format() -> dict[str, Any]:
+    return {"result_format": "COMPLETE"}  # the only one that gives the rows of a query
+
+
+def _result(
+    suite: str, table: CheckedTable, rule: Rule, found: "ExpectationValidationResult"
+) -> CheckResult:
+    details = found.result
+    rows = details.get("partial_unexpected_index_list") or details.get("details", {}).get(
+        "unexpected_rows", ()
+    )
+    sample = tuple(_row(row) for row in list(rows)[:SAMPLE_ROWS])
+    count = details.get("unexpected_count", details.get("observed_value"))
+    error = _exception(found.exception_info)
+    return CheckResult(
+        suite=suite,
+        expectation=rule.name,
+        table=table.address,
+        column=rule.column,
+        severity="critical" if error else rule.severity,
+        success=bool(found.success),
+        unexpected_count=None if error else count,
+        unexpected_percent=details.get("unexpected_percent"),
+        sample=sample,
+        came=error or (first_rows(sample, count) if sample else str(count)),
+        description=rule.description,
+    )
+
+
+def _row(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _exception(info: Mapping[str, Any]) -> str | None:
+    """The first message of a rule that could not be evaluated."""
+    parts = [info] if "raised_exception" in info else list(info.values())
+    messages = [str(part["exception_message"]) for part in parts if part["raised_exception"]]
+    return f"the rule could not be evaluated, {messages[0].splitlines()[0]}" if messages else None
+
+
+def _build_docs(context: "EphemeralDataContext", folder: Path) -> None:
+    site: Any = {  # its type leaves the buttons out
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(folder),
+        },
+    }
+    context.add_data_docs_site("run", site)
+    context.build_data_docs(site_names=["run"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep usage statistics, hints on standard output and log lines of the library away."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations  # noqa: F401, sets its own log level
+
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    with redirect_stdout(io.StringIO()):  # a hint per SQL rule that it does not use {batch}
+        yield

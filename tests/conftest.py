@@ -1,0 +1,53 @@
+"""Real servers for the tests: one embedded PostgreSQL and Redis per session."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+os.environ.update(  # before anything heavy is imported
+    OMP_NUM_THREADS="1",  # two spinning threads on tiny arrays are slower than one
+    DBT_SEND_ANONYMOUS_USAGE_STATS="false",
+    GX_ANALYTICS_ENABLED="false",
+    AIRFLOW__COSMOS__ENABLE_TELEMETRY="False",
+)
+
+import psycopg
+import pytest
+import redis
+
+from winback.operators.servers import Endpoints, database_url, running_servers
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Endpoints]:
+    """The embedded servers of this session."""
+    # not pytest's tmp_path: it is closed to the system user that runs PostgreSQL for root
+    folder = tempfile.mkdtemp(prefix="winback-tests-")
+    with running_servers(folder) as endpoints:
+        yield endpoints
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(servers: Endpoints) -> str:
+    """URL of the server's maintenance database."""
+    return database_url(servers.postgres_url, "postgres")
+
+
+@pytest.fixture(scope="module")
+def warehouse_url(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A new, empty database for one test module."""
+    name = request.module.__name__.rpartition(".")[2]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f'drop database if exists "{name}" with (force)')
+        connection.execute(f'create database "{name}"')
+        yield database_url(postgres_url, name)
+        connection.execute(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture
+def redis_url(servers: Endpoints) -> str:
+    """URL of an empty Redis."""
+    redis.from_url(servers.redis_url).flushall()
+    return servers.redis_url
