@@ -72,13 +72,9 @@ class CheckParameters:
         Raises:
             SettingsError: a schema name would need more than quotes, or a number is not finite.
         """
-        schemas = ("source_schema", "schema", "work_schema")
-        sql = {
-            field.name: _identifier(getattr(self, field.name))
-            if field.name in schemas
-            else _literal(getattr(self, field.name))
-            for field in fields(self)
-        }
+        sql = {field.name: _literal(getattr(self, field.name)) for field in fields(self)}
+        for name in ("source_schema", "schema", "work_schema"):
+            sql[name] = _identifier(getattr(self, name))
         midnight = f"timestamp '{self.as_of.isoformat()}' at time zone {sql['timezone']}"
         return {**sql, "as_of_start": f"({midnight})"}
 
@@ -161,6 +157,9 @@ def _table(
 
 def _rule(content: Mapping[str, Any], sql: Mapping[str, str], text: Mapping[str, str]) -> Rule:
     kwargs = {key: _fill(value, sql) for key, value in content.get("kwargs", {}).items()}
+    if content["type"] == SQL_RULE:  # in order, so that messages name the same rows every time
+        query = kwargs["unexpected_rows_query"]
+        kwargs["unexpected_rows_query"] = f"select * from ({query}) broken order by broken"
     return Rule(
         type=content["type"],
         name=content.get("name", content["type"]),

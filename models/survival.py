@@ -34,7 +34,8 @@ EDGE = 1e-5  # a mean dropout nearer than this to 0 or 1: one purchase in 100,00
 SMALLEST_SHAPES = 1e-3  # a + b below it: every customer's dropout is 0 or 1, a limit without use
 LOG_BOUND = 9.0  # |log parameter| in scaled time; e⁹ is "infinite" for a Gamma or Beta shape
 USEFUL_SHARE = 0.05  # of customers probably gone: fewer would hardly change a campaign
-NODES = 48  # Gauss-Jacobi nodes: 1e-10 relative error where the horizon is below 20 × (α + T)
+NODES_PER_ROOT = 15  # times √(horizon / (α+T)): Gauss-Jacobi errors then stay below 1e-9
+FEWEST_NODES, MOST_NODES = 24, 1000
 STARTS = ((0.1, 1.0), (0.5, 3.0), (1.0, 1.0), (3.0, 10.0))  # (a, b): rare, usual, frequent, even
 
 
@@ -153,10 +154,11 @@ def expected_purchases(
     if fit.a == 0:
         return (fit.r + x) * u
     values, row = np.unique(x, return_inverse=True)
-    rules = np.array([_beta_rule(fit.a, fit.b + value) for value in values])  # (values, 2, NODES)
+    nodes = int(np.clip(NODES_PER_ROOT * np.sqrt(u.max(initial=0)), FEWEST_NODES, MOST_NODES))
+    rules = np.array([_beta_rule(fit.a, fit.b + value, nodes) for value in values])
     total = np.zeros_like(T)
-    for node in range(NODES):
-        p, weight = rules[row, 0, node], rules[row, 1, node]
+    for node in range(nodes if x.size else 0):
+        p, weight = rules[row, 0, node], rules[row, 1, node]  # of (values, 2, nodes)
         total += weight * -np.expm1(-(fit.r + x) * np.log1p(p * u)) / p
     return total * probability_alive(fit, frequency, recency, age)
 
@@ -336,15 +338,16 @@ def _remark(full: Array | None) -> str:
     return f"at the limit of the search (customers hardly differ there): {', '.join(names)}"
 
 
-def _beta_rule(a: float, b: float) -> tuple[Array, Array]:
+def _beta_rule(a: float, b: float, nodes: int) -> tuple[Array, Array]:
     """Nodes and weights with E[g(p)] ≈ Σ w·g(p) for p ~ Beta(a, b): Golub & Welsch (1969)."""
-    k = np.arange(1, NODES)
+    k = np.arange(1, nodes)
     s = a + b - 2 + 2 * k  # shifted Jacobi recurrence on [0, 1]
-    diagonal = np.empty(NODES)
+    diagonal, square = np.empty(nodes), np.empty(nodes - 1)
     diagonal[0] = a / (a + b)
     diagonal[1:] = 0.5 + ((a - 1) ** 2 - (b - 1) ** 2) / (2 * s * (s + 2))
-    square = k * (k + a - 1) * (k + b - 1) * (k + a + b - 2) / (s**2 * (s**2 - 1))
-    square[0] = a * b / ((a + b) ** 2 * (a + b + 1))  # the variance; 0/0 above when a + b = 1
+    square[0] = a * b / ((a + b) ** 2 * (a + b + 1))  # the variance; 0/0 below where a + b = 1
+    k, s = k[1:], s[1:]
+    square[1:] = k * (k + a - 1) * (k + b - 1) * (k + a + b - 2) / (s**2 * (s**2 - 1))
     p, vectors = eigh_tridiagonal(diagonal, np.sqrt(square))
     return np.maximum(p, 1e-15), vectors[0] ** 2
 

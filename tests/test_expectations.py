@@ -80,8 +80,7 @@ def test_parameters_are_filled_in_as_literals_and_words():
     table = next(t for t in load_suite("sources", PARAMETERS).tables if t.name == "orders")
     midnight = "(timestamp '2024-07-29' at time zone U&'UTC')"
     assert table.query == (
-        'select * from "raw"."orders" '
-        f"where ordered_at < {midnight} or ordered_at is null"
+        f'select * from "raw"."orders" where ordered_at < {midnight} or ordered_at is null'
     )
     assert "before as_of 2024-07-29" in next(
         rule.description for rule in table.rules if rule.name == "orders_before_as_of"
@@ -111,7 +110,9 @@ def test_unknown_placeholder_names_the_known_ones(monkeypatch):
     content = suites.read_suite("scores")
     content["tables"]["customer_scores"]["rows"] = "as_of = {today}"
     monkeypatch.setattr(suites, "read_suite", lambda name: content)
-    with pytest.raises(SettingsError, match=r"unknown placeholder \{today\}; expected one of as_of"):
+    with pytest.raises(
+        SettingsError, match=r"unknown placeholder \{today\}; expected one of as_of"
+    ):
         load_suite("scores", PARAMETERS)
 
 

@@ -152,6 +152,16 @@ def test_expected_purchases_equal_the_closed_form(a, b, x):
     )
 
 
+def test_expected_purchases_a_year_after_the_first_day():
+    """A horizon of 350 × (α + T), x = 0: equation (9) of the paper shifted by T."""
+    r, alpha, a, b, z = 0.6, 0.05, 0.8, 1.45, 365 / 366.05
+    inner = (1 - z) ** (a - 1) * hyp2f1(a + b - 1 - r, a - 1, a + b - 1, z)
+    closed = (a + b - 1) / (a - 1) * (1 - inner)
+    assert expected_purchases(model(r, alpha, a, b), [0], [0], [1], 365) == pytest.approx(
+        closed, rel=1e-9
+    )
+
+
 def test_expected_purchases_are_continuous_at_a_equal_1():
     below, at, above = (
         expected_purchases(model(0.6, 20, a, 1.5), [0, 4], [0, 90], [120, 120], 60)
