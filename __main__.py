@@ -1,9 +1,113 @@
-"""Command line of winback."""
+"""Command line of winback: ``winback demo | run | up | export | rollback``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from winback import __version__
+from winback.models.errors import SettingsError, WinbackError
+from winback.models.settings import DEPLOYMENT_SETTINGS, Settings, parse_text
+
+FAILED, WRONG_CALL = 1, 2
 
 
-def main() -> int:
-    raise SystemExit("not yet")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 done, 1 failed or held, 2 the command line or configuration is wrong."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        return _dispatch(command, options)
+    except SettingsError as error:
+        print(f"winback: {error}", file=sys.stderr)
+        return WRONG_CALL
+    except WinbackError as error:
+        print(f"winback: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("winback: interrupted; nothing that was not yet published will be", file=sys.stderr)
+        return FAILED
+
+
+def _dispatch(command: str, options: dict[str, Any]) -> int:
+    from winback.operators import commands  # imported late: --help stays quick
+
+    data_dir = options.pop("data_dir")
+    if command == "run":
+        return commands.run(_given(options), data_dir)
+    if command == "export":
+        return commands.export(options["as_of"].isoformat(), options["output"], data_dir)
+    return {"demo": commands.demo, "up": commands.up, "rollback": commands.rollback}[command](
+        data_dir
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="winback", description="Decides every day which customer gets which coupon."
+    )
+    parser.add_argument("--version", action="version", version=f"winback {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _command(commands, "demo", "embedded servers, real sample data, one daily run, its result")
+    run = _command(commands, "run", "one daily run against winback_warehouse and winback_redis")
+    _add_settings(run)
+    _command(commands, "up", "both servers and Airflow with its UI, until Ctrl-C")
+    export = _command(commands, "export", "write a published coupon list as CSV")
+    export.add_argument("--as-of", type=_date, required=True, help="decision date, YYYY-MM-DD")
+    export.add_argument("-o", "--output", type=Path, required=True, help="the CSV file")
+    _command(commands, "rollback", "serve the previous Q-table from Redis again")
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + "."
+    )
+    command.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("WINBACK_DATA_DIR", "~/.winback")).expanduser(),
+        help="folder of the embedded servers, logs and artifacts (default: %(default)s)",
+    )
+    return command
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    for name, field in Settings.model_fields.items():
+        if name in DEPLOYMENT_SETTINGS:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        help_text = (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            command.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=None, help=help_text
+            )
+        else:
+            command.add_argument(option, metavar="VALUE", default=None, help=help_text)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Only what the person typed; pydantic reads the texts."""
+    return {
+        name: parse_text(Settings.model_fields[name].annotation, value)
+        if isinstance(value, str)
+        else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a date like 2026-01-31, came {text!r}"
+        ) from None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,7 +20,7 @@ queries ``{rows}`` is the table cut to the run's rows (give it an alias), ``{key
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from importlib.resources import files
@@ -91,9 +91,8 @@ class Rule:
 
     @property
     def column(self) -> str | None:
-        """The column or columns that the rule is about, None for whole rows."""
-        names = self.kwargs.get("column_list") or [self.kwargs.get("column")]
-        return ", ".join(names) if names[0] else None
+        """The column that the rule is about, None for whole rows."""
+        return self.kwargs.get("column")
 
 
 @dataclass(frozen=True)
@@ -188,15 +187,9 @@ def _contract_rules(suite: str, table: str) -> list[Rule]:
 
 
 def _fill(value: Any, values: Mapping[str, str]) -> Any:
-    return (
-        _PLACEHOLDER.sub(lambda match: _known(match[1], values), value)
-        if _is_text(value)
-        else value
-    )
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    if not isinstance(value, str):
+        return value
+    return _PLACEHOLDER.sub(lambda match: _known(match[1], values), value)
 
 
 def _known(name: str, values: Mapping[str, str]) -> str:
@@ -205,7 +198,7 @@ def _known(name: str, values: Mapping[str, str]) -> str:
     return values[name]
 
 
-def _columns(names: Any) -> str:
+def _columns(names: Iterable[str]) -> str:
     return ", ".join(map(_identifier, names))
 
 

@@ -1,19 +1,25 @@
-"""Every tunable of a run, once: the DAG's form, the command's options and the docs come from here."""
+"""Every tunable of a run, once: DAG params, command options and the docs come from here."""
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from winback.models.errors import SettingsError, first_rows
+from winback.models.profit_data import ProfitConfig
 
 ENVIRONMENT_PREFIX = "WINBACK_"
 IDENTIFIER = r"^[a-z_][a-z0-9_]*$"  # a schema name that needs no quoting anywhere
+
+# Read where the DAG is parsed, so a run cannot change them: set WINBACK_<NAME> instead.
+DEPLOYMENT_SETTINGS = ("schema_name", "task_retries", "training_pool", "training_queue")
+
+PROFIT = ProfitConfig()  # its defaults, with their reasons, are these settings' defaults
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,25 +47,35 @@ class Settings(BaseModel):
 
     # -- warehouse and artifacts
     source_schema: str = Field("raw", pattern=IDENTIFIER, description="Schema of the source tables")
-    schema_name: str = Field("winback", pattern=IDENTIFIER, description="Schema of winback's tables")
+    schema_name: str = Field(
+        "winback", pattern=IDENTIFIER, description="Schema of winback's tables"
+    )
     artifacts_uri: str = Field(
         "file:///tmp/winback-artifacts", description="Where weights, parameters and reports go"
     )
     timezone: str = Field("UTC", description="Days begin at midnight in this timezone")
     batch_rows: int = Field(50_000, gt=0, description="Rows per batch between warehouse and models")
 
+    currency: str = Field("", max_length=8, description="Written behind amounts, such as EUR")
+
     # -- the decision
     decision_days: int = Field(7, ge=1, le=30, description="Days that one decision lasts")
     contact_gap_days: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Days before a customer may get another coupon; empty: decision_days"
     )
-    cadence_days: int = Field(1, ge=1, description="Days between runs, which share a period's money")
-    default_margin_rate: Share = Field(0.3, description="Margin where an order has none (of revenue)")
+    cadence_days: int = Field(
+        1, ge=1, description="Days between runs, which share a period's money"
+    )
+    default_margin_rate: Share = Field(
+        0.3, description="Margin where an order has none (of revenue)"
+    )
     allowed_coupons: tuple[str, ...] = Field((), description="Coupons to choose from; empty: all")
     decisions_are_offers: bool = Field(
         False, description="Count published decisions as carried-out offers"
     )
-    holdout_share: Share = Field(0.1, description="Customers that never get coupons, as a yardstick")
+    holdout_share: Share = Field(
+        0.1, description="Customers that never get coupons, as a yardstick"
+    )
     holdout_salt: str = Field("winback", description="Changing it draws a new holdout")
     exploration_rate: Share = Field(0.1, description="Customers whose coupon is drawn by chance")
     exploration_budget_share: Share = Field(
@@ -71,7 +87,9 @@ class Settings(BaseModel):
     survival_engine: Literal["winback", "lifetimes"] = Field(
         "winback", description="Which BG/NBD fitter runs"
     )
-    survival_penalizer: float = Field(0.0, ge=0, description="Ridge on the log parameters")
+    survival_penalizer: float = Field(
+        0.0, ge=0, description="Ridge on the parameters, as in lifetimes; 0: none"
+    )
 
     # -- profit model
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model trains")
@@ -79,13 +97,19 @@ class Settings(BaseModel):
     training_pool: str = Field("default_pool", description="Airflow pool of the training task")
     training_queue: str = Field("default", description="Airflow queue of the training task")
     max_training_rows: int = Field(
-        200_000, gt=0, description="Snapshots to train on, a random sample beyond"
+        PROFIT.max_rows, gt=0, description="Snapshots to train on, a random sample beyond"
     )
-    epochs: int = Field(12, gt=0, description="Passes over the training rows, at most")
-    patience: int = Field(2, gt=0, description="Epochs without progress before training stops")
-    batch_size: int = Field(1024, gt=0, description="Snapshots per training step")
-    learning_rate: float = Field(2e-3, gt=0, description="Step size of AdamW")
-    validation_share: float = Field(0.2, gt=0, lt=1, description="Latest dates kept for validation")
+    epochs: int = Field(
+        PROFIT.max_epochs, gt=0, description="Passes over the training rows, at most"
+    )
+    patience: int = Field(
+        PROFIT.patience, gt=0, description="Epochs without progress before training stops"
+    )
+    batch_size: int = Field(PROFIT.batch_rows, gt=0, description="Snapshots per training step")
+    learning_rate: float = Field(PROFIT.learning_rate, gt=0, description="Step size of AdamW")
+    validation_share: float = Field(
+        PROFIT.validation_share, gt=0, lt=1, description="Latest dates, kept for validation"
+    )
     seed: int = Field(7, description="Seed of every random number that is not a customer's draw")
 
     # -- planner
@@ -124,7 +148,9 @@ class Settings(BaseModel):
     def _rising_edges(cls, bins: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
         unknown = sorted(set(bins) - set(DEFAULT_STATE_BINS))
         if unknown:
-            raise ValueError(f"no such state feature: {unknown}; known: {sorted(DEFAULT_STATE_BINS)}")
+            raise ValueError(
+                f"no such state feature: {unknown}; known: {sorted(DEFAULT_STATE_BINS)}"
+            )
         for name, edges in bins.items():
             if not edges or list(edges) != sorted(set(edges)):
                 raise ValueError(f"expected rising bin edges for {name}, came {edges}")
@@ -187,11 +213,6 @@ def parse_text(annotation: Any, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def allowed_choices(annotation: Any) -> tuple[str, ...]:
-    """The values of a ``Literal`` annotation, else an empty tuple."""
-    return tuple(str(choice) for choice in get_args(annotation) if isinstance(choice, str))
 
 
 def _describe(error: ValidationError) -> str:

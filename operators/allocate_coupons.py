@@ -11,7 +11,6 @@ from airflow.sdk import Context
 from winback import __version__
 from winback.models.decision import Customers, Decisions, Experiment, Outlook, decide, summarise
 from winback.models.errors import NotFittedError
-from winback.models.profit_data import Forecast
 from winback.models.reasons import describe_run, explain
 from winback.models.settings import Settings
 from winback.models.states import CATEGORY, StateSpace
@@ -26,10 +25,12 @@ from winback.operators.snapshots import (
     read_catalogue,
     sequences,
 )
-from winback.operators.warehouse import clear_work, read_table, write_table
+from winback.operators.warehouse import clear_work, read_batches, read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from winback.models.profit import ProfitModel
 
 KNOWN_CUSTOMERS = """
 select
@@ -56,6 +57,11 @@ where as_of = {as_of} and coupon_id = any({coupons})
 order by state, array_position({coupons}, coupon_id)
 """
 
+DECIDED_NUMBERS = (
+    *("is_exploration", "propensity", "expected_profit", "baseline_profit", "expected_uplift"),
+    *("expected_cost", "q_value", "long_run_uplift"),
+)
+
 
 class AllocateCouponsOperator(WinbackOperator):
     """Write one decision per known customer to the work schema."""
@@ -74,6 +80,22 @@ class Plan:
     is_supported: Any
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What decisions need of each known customer, (n,) or (n, A); no history any more."""
+
+    customer_id: Any
+    can_contact: Any
+    has_purchased: Any
+    recent_contact: Any
+    p_alive: Any  # NaN without a purchase
+    p_purchase: Any
+    label: Any  # key of the state, None without a purchase
+    state: Any  # its row in the plan, 0 without a purchase
+    margin: Any
+    cost: Any
+
+
 def allocate(run: Run) -> dict[str, Any]:
     """Decide for every customer known at ``as_of``.
 
@@ -89,25 +111,68 @@ def allocate(run: Run) -> dict[str, Any]:
     offered = full.positions(settings.allowed_coupons)
     catalogue = full.take(offered)
     budget = run_budget(run)
-    rows = read_table(run.url, *_customers_query(run))
     plan = _read_plan(run, catalogue)
-    labels, state = _states(rows, StateSpace(settings.state_bins), plan)
-    outlook = _outlook(_forecast(run, rows), offered, catalogue, plan, state)
-    as_of = date.fromisoformat(run.as_of)
-    decisions = decide(_customers(rows), outlook, _experiment(settings), budget.amount, as_of)
-    reasons = explain(
-        decisions,
-        catalogue.labels,
-        plan.visits[state, decisions.coupon],
-        _situations(labels, StateSpace(settings.state_bins)),
-        decision_days=settings.decision_days,
-        gap_days=settings.gap_days,
+    scored = _score_customers(run, offered, plan)
+    decisions = decide(
+        Customers(
+            scored.customer_id, scored.can_contact, scored.has_purchased, scored.recent_contact
+        ),
+        _outlook(scored, catalogue, plan),
+        _experiment(settings),
+        budget.amount,
+        date.fromisoformat(run.as_of),
     )
-    clear_work(run, "recommendations")
-    table = _recommendations(run, rows, catalogue, decisions, labels, reasons)
-    write_table(run.url, settings.work_schema, "recommendations", table)
+    reasons = _reasons(run, scored, decisions, plan, catalogue)
+    _write_recommendations(run, scored, catalogue, decisions, reasons)
     summary = summarise(decisions, catalogue.coupon_ids)
-    return {**asdict(summary), "budget_source": budget.source, "in_words": describe_run(summary)}
+    in_words = describe_run(summary, settings.currency)
+    return {**asdict(summary), "budget_source": budget.source, "in_words": in_words}
+
+
+def _score_customers(run: Run, offered: list[int], plan: Plan) -> Scored:
+    """Forecast in batches: histories are large, what is kept of them is small."""
+    model, space = _read_model(run), StateSpace(run.settings.state_bins)
+    query, names = _customers_query(run)
+    with read_batches(run.url, query, names, run.settings.batch_rows) as batches:
+        parts = [astuple(_score(batch, model, space, offered, plan)) for batch in batches]
+    return Scored(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _score(
+    rows: "pa.Table", model: "ProfitModel", space: StateSpace, offered: list[int], plan: Plan
+) -> Scored:
+    purchased = rows["has_purchased"].to_numpy()
+    known = rows.filter(purchased)
+    seen = model.forecast(sequences(known), features(known), known["p_purchase"].to_numpy())
+    encoded = space.encode({name: known[name].to_numpy() for name in space.features})
+    state = np.array([plan.row_of[key] for key in encoded.keys], np.int64)[encoded.codes]
+    return Scored(
+        np.array(rows["customer_id"].to_pylist(), dtype=object),
+        rows["can_contact"].to_numpy(),
+        purchased,
+        rows["recent_contact"].to_numpy(),
+        rows["p_alive"].to_numpy(),
+        rows["p_purchase"].to_numpy(),
+        _spread(encoded.labels(), purchased, None),
+        _spread(state, purchased, 0),
+        _spread(seen.margin[:, offered], purchased, 0.0),
+        _spread(seen.cost[:, offered], purchased, 0.0),
+    )
+
+
+def _spread(values: Any, rows: Any, otherwise: Any) -> Any:
+    """Values of some rows (mask, (n,)) among those of all, (n, …)."""
+    full = np.full((len(rows), *values.shape[1:]), otherwise, dtype=values.dtype)
+    full[rows] = values
+    return full
+
+
+def _read_model(run: Run) -> "ProfitModel":
+    from winback.models.profit import ProfitModel
+
+    return ProfitModel.from_parts(
+        run.artifacts.read_tensors(PROFIT_WEIGHTS), run.artifacts.read_json(PROFIT_MODEL)
+    )
 
 
 def _customers_query(run: Run) -> tuple[str, dict[str, Any]]:
@@ -116,12 +181,6 @@ def _customers_query(run: Run) -> tuple[str, dict[str, Any]]:
     wanted = dict.fromkeys((*PROFIT_FEATURES, *run.settings.state_bins, CATEGORY))
     columns = sql.SQL(", ").join(sql.Identifier("snapshots", name) for name in wanted)
     return KNOWN_CUSTOMERS, {**run.names, "columns": columns, "gap_days": run.settings.gap_days}
-
-
-def _customers(rows: "pa.Table") -> Customers:
-    flags = ("can_contact", "has_purchased", "recent_contact")
-    ids = np.array(rows["customer_id"].to_pylist(), dtype=object)
-    return Customers(ids, *(rows[name].to_numpy() for name in flags))
 
 
 def _experiment(settings: Settings) -> Experiment:
@@ -144,89 +203,87 @@ def _read_plan(run: Run, catalogue: Catalogue) -> Plan:
     return Plan({key: i for i, key in enumerate(keys)}, *(c.reshape(shape) for c in columns))
 
 
-def _states(rows: "pa.Table", space: StateSpace, plan: Plan) -> tuple[Any, Any]:
-    """Key of every customer's state, None without a purchase, and its row in the plan (else 0)."""
-    purchased = rows["has_purchased"].to_numpy()
-    known = rows.filter(purchased)
-    encoded = space.encode({name: known[name].to_numpy() for name in space.features})
-    labels = np.full(rows.num_rows, None, dtype=object)
-    labels[purchased] = encoded.labels()
-    state = np.zeros(rows.num_rows, dtype=np.int64)
-    state[purchased] = np.array([plan.row_of[key] for key in encoded.keys], np.int64)[encoded.codes]
-    return labels, state
-
-
-def _situations(labels: Any, space: StateSpace) -> Any:
-    words = {key: space.describe(key) for key in set(labels) if key is not None}
-    return np.array([words.get(key, "") for key in labels], dtype=object)
-
-
-def _forecast(run: Run, rows: "pa.Table") -> Forecast:
-    """Forecast customers with a purchase; zeros for the others."""
-    from winback.models.profit import ProfitModel
-
-    model = ProfitModel.from_parts(
-        run.artifacts.read_tensors(PROFIT_WEIGHTS), run.artifacts.read_json(PROFIT_MODEL)
-    )
-    purchased = rows["has_purchased"].to_numpy()
-    known = rows.filter(purchased)
-    seen = model.forecast(sequences(known), features(known), known["p_purchase"].to_numpy())
-    return Forecast(*(_spread(values, purchased) for values in astuple(seen)))
-
-
-def _spread(values: Any, rows: Any) -> Any:
-    full = np.zeros((len(rows), values.shape[1]))
-    full[rows] = values
-    return full
-
-
-def _outlook(
-    forecast: Forecast, offered: list[int], catalogue: Catalogue, plan: Plan, state: Any
-) -> Outlook:
+def _outlook(scored: Scored, catalogue: Catalogue, plan: Plan) -> Outlook:
     return Outlook(
-        margin=forecast.margin[:, offered],
-        cost=forecast.cost[:, offered],
+        margin=scored.margin,
+        cost=scored.cost,
         contact_cost=np.array(catalogue.contact_costs),
-        future_value=plan.future_value[state],
-        is_supported=plan.is_supported[state],
+        future_value=plan.future_value[scored.state],
+        is_supported=plan.is_supported[scored.state],
     )
 
 
-def _recommendations(
-    run: Run, rows: "pa.Table", catalogue: Catalogue, decisions: Decisions, labels: Any, reasons: Any
-) -> "pa.Table":
+def _reasons(
+    run: Run, scored: Scored, decisions: Decisions, plan: Plan, catalogue: Catalogue
+) -> Any:
+    space = StateSpace(run.settings.state_bins)
+    words = {key: space.describe(key) for key in set(scored.label) if key is not None}
+    return explain(
+        decisions,
+        catalogue.labels,
+        plan.visits[scored.state, decisions.coupon],
+        [words.get(key, "") for key in scored.label],
+        decision_days=run.settings.decision_days,
+        gap_days=run.settings.gap_days,
+        currency=run.settings.currency,
+    )
+
+
+def _write_recommendations(
+    run: Run, scored: Scored, catalogue: Catalogue, decisions: Decisions, reasons: Any
+) -> None:
+    constant = _constant_columns(run)
+    clear_work(run, "recommendations")
+    for start in range(0, len(scored.customer_id), run.settings.batch_rows):
+        rows = slice(start, start + run.settings.batch_rows)
+        table = _recommendations(scored, catalogue, decisions, reasons, rows, constant)
+        write_table(run.url, run.settings.work_schema, "recommendations", table)
+
+
+def _constant_columns(run: Run) -> dict[str, Any]:
     import pyarrow as pa
 
-    valid_from, count = date.fromisoformat(run.as_of), rows.num_rows
-    chosen = ("treatment_group", "is_exploration", "propensity", "expected_profit")
-    money = ("baseline_profit", "expected_uplift", "expected_cost", "q_value", "long_run_uplift")
-    constant = {
+    valid_from = date.fromisoformat(run.as_of)
+    weights = run.artifacts.read_bytes(PROFIT_WEIGHTS)
+    return {
         "as_of": pa.scalar(valid_from),
         "run_id": pa.scalar(run.run_id),
         "valid_from": pa.scalar(valid_from),
         "valid_to": pa.scalar(valid_from + timedelta(days=run.settings.decision_days)),
-        "model_version": pa.scalar(_model_version(run)),
+        "model_version": pa.scalar(sha256(weights).hexdigest()[:12]),  # equal weights, equal name
         "config_hash": pa.scalar(run.settings.config_hash),
         "code_version": pa.scalar(__version__),
         "created_at": pa.scalar(datetime.now(timezone.utc)),
     }
+
+
+def _recommendations(
+    scored: Scored,
+    catalogue: Catalogue,
+    decisions: Decisions,
+    reasons: Any,
+    rows: slice,
+    constant: dict[str, Any],
+) -> "pa.Table":
+    import pyarrow as pa
+
+    coupon = decisions.coupon[rows]
+    texts = {
+        "customer_id": scored.customer_id[rows],
+        "decision_id": decisions.decision_id[rows],
+        "coupon_id": [catalogue.coupon_ids[index] for index in coupon],
+        "channel": [catalogue.channels[index] for index in coupon],
+        "treatment_group": decisions.treatment_group[rows],
+        "state": scored.label[rows],
+        "reason": reasons[rows],
+        "suppression_reason": decisions.suppression_reason[rows],
+    }
     return pa.table(
         {
-            **{name: pa.repeat(value, count) for name, value in constant.items()},
-            "customer_id": rows["customer_id"],
-            "decision_id": pa.array(decisions.decision_id, pa.string()),
-            "coupon_id": pa.array([catalogue.coupon_ids[i] for i in decisions.coupon], pa.string()),
-            "channel": pa.array([catalogue.channels[i] for i in decisions.coupon], pa.string()),
-            **{name: pa.array(getattr(decisions, name)) for name in (*chosen, *money)},
-            "p_alive": rows["p_alive"],
-            "p_purchase": rows["p_purchase"],
-            "state": pa.array(labels, pa.string()),
-            "reason": pa.array(reasons, pa.string()),
-            "suppression_reason": pa.array(decisions.suppression_reason, pa.string()),
+            **{name: pa.repeat(value, len(coupon)) for name, value in constant.items()},
+            **{name: pa.array(values, pa.string()) for name, values in texts.items()},
+            **{name: pa.array(getattr(decisions, name)[rows]) for name in DECIDED_NUMBERS},
+            "p_alive": pa.array(scored.p_alive[rows], from_pandas=True),  # NaN becomes null
+            "p_purchase": pa.array(scored.p_purchase[rows], from_pandas=True),
         }
     )
-
-
-def _model_version(run: Run) -> str:
-    """Equal weights have equal versions, whichever run made them."""
-    return sha256(run.artifacts.read_bytes(PROFIT_WEIGHTS)).hexdigest()[:12]

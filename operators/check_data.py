@@ -4,8 +4,9 @@ Every result goes to ``data_checks`` and into an HTML report; a failing critical
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from winback.operators.warehouse import transaction
 logger = logging.getLogger(__name__)
 
 LOG_LEVELS = {"critical": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO}
+REPORT = "checks.html"
 DECORATION = {".gif", ".otf"}  # tutorial films and fonts, 4 MB with every report
 
 
@@ -55,7 +57,7 @@ def raise_on_critical(results: Sequence[CheckResult]) -> None:
     Raises:
         DataError: lists each critical failure with what was expected, what came and what to do.
     """
-    failed = [result for result in results if not result.success]
+    failed = _failed(results)
     for result in failed:
         logger.log(LOG_LEVELS[result.severity], "%s: %s", result.severity, result)
     critical = [result for result in failed if result.severity == "critical"]
@@ -94,15 +96,45 @@ def check_data(run: Run, suite: str) -> dict[str, Any]:
         DataError: a critical rule failed; results and report are written before.
     """
     parameters = check_parameters(run, suite)
-    with TemporaryDirectory() as folder:
-        results = run_checks(run.url, suite, parameters, Path(folder))
-        docs = _keep_docs(Path(folder), run.artifacts, f"data_docs/{suite}")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        results = run_checks(run.url, suite, parameters, folder)
+        page = render_report(suite, parameters, results, _detail_pages(folder))
+        (folder / REPORT).write_text(page, encoding="utf-8")
+        report = _keep(folder, run.artifacts, f"data_docs/{suite}")
     write_checks(run.url, parameters.schema, run.run_id, parameters.as_of, results)
-    if docs:
-        logger.info("Data Docs: %s", docs)
+    logger.info("Data Docs: %s", report)
     raise_on_critical(results)
-    warnings = [result for result in results if result.severity == "warning" and not result.success]
-    return {"checks": len(results), "failed_warnings": len(warnings), "data_docs": docs}
+    warnings = [result for result in _failed(results) if result.severity == "warning"]
+    return {"checks": len(results), "failed_warnings": len(warnings), "data_docs": report}
+
+
+def render_report(
+    suite: str,
+    parameters: CheckParameters,
+    results: Sequence[CheckResult],
+    pages: Mapping[str, str],
+) -> str:
+    """One page that needs no network: failed rules first, links to the library's own pages."""
+    from jinja2 import Environment
+
+    template = files("winback.operators").joinpath("checks.html.j2").read_text(encoding="utf-8")
+    order = list(LOG_LEVELS)
+    failed = sorted(_failed(results), key=lambda result: order.index(result.severity))
+    return (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            suite=suite,
+            as_of=parameters.as_of,
+            run_id=parameters.run_id,
+            results=results,
+            failed=failed,
+            passed=[result for result in results if result.success],
+            stops=any(result.severity == "critical" for result in failed),
+            pages=pages,
+        )
+    )
 
 
 class CheckDataOperator(WinbackOperator):
@@ -132,10 +164,19 @@ def _record(result: CheckResult) -> tuple[object, ...]:
     )
 
 
-def _keep_docs(built: Path, artifacts: Artifacts, name: str) -> str | None:
-    """Copy the report into the artifact store; return its first page, None if none was made."""
-    files = [path for path in sorted(built.rglob("*")) if path.is_file()]
-    pages = [path for path in files if path.suffix not in DECORATION]
-    for page in pages:
-        artifacts.write_bytes(f"{name}/{page.relative_to(built)}", page.read_bytes())
-    return artifacts.uri(f"{name}/index.html") if pages else None
+def _failed(results: Sequence[CheckResult]) -> list[CheckResult]:
+    return [result for result in results if not result.success]
+
+
+def _detail_pages(folder: Path) -> dict[str, str]:
+    """Links to the library's result pages, by suite and table."""
+    found = sorted(folder.glob("validations/*/**/*.html"))
+    return {path.relative_to(folder).parts[1]: str(path.relative_to(folder)) for path in found}
+
+
+def _keep(folder: Path, artifacts: Artifacts, name: str) -> str:
+    """Copy the report into the artifact store; return the address of its first page."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in DECORATION:
+            artifacts.write_bytes(f"{name}/{path.relative_to(folder)}", path.read_bytes())
+    return artifacts.uri(f"{name}/{REPORT}")

@@ -74,7 +74,9 @@ class DbtBuildOperator(DbtBuildLocalOperator):
         try:
             super().execute(context, **kwargs)
         except CosmosDbtRunError as error:
-            raise DataError(f"dbt build --select {self.select}, as of {self.as_of}: {error}") from error
+            raise DataError(
+                f"dbt build --select {self.select}, as of {self.as_of}: {error}"
+            ) from error
 
 
 def _profile(conn_id: str) -> ProfileConfig:

@@ -6,6 +6,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from winback.operators.base import WinbackOperator
+from winback.operators.progress import FAILURE
 from winback.operators.publish import record_run
 from winback.operators.warehouse import read_table
 
@@ -34,5 +35,11 @@ class FinishRunOperator(WinbackOperator):
         recorded = read_table(run.url, RECORDED, run.names).to_pylist()
         if recorded:
             return {"status": recorded[0]["status"]}
-        record_run(run, "failed", {}, self.started_at)
+        record_run(run, "failed", {"failures": _failures(context)}, self.started_at)
         return {"status": "failed"}
+
+
+def _failures(context: Context) -> list[dict[str, str]]:
+    """Task, kind and error text of the tasks that failed."""
+    tasks = list(context["dag"].task_ids)
+    return [found for found in context["ti"].xcom_pull(task_ids=tasks, key=FAILURE) if found]

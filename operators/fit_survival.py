@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from airflow.sdk import Context
 
 from winback.models.errors import DataError
@@ -9,6 +10,7 @@ from winback.models.survival import (
     SurvivalFit,
     expected_purchases,
     fit_survival,
+    gate_is_useful,
     probability_alive,
     probability_of_purchase,
 )
@@ -69,12 +71,15 @@ def fit_and_score(run: Run) -> dict[str, Any]:
         engine=run.settings.survival_engine,
         penalizer=run.settings.survival_penalizer,
     )
-    scores = triples.select(TRIPLE)
-    for name, values in _scores(fit, history, run.settings.decision_days).items():
-        scores = scores.append_column(name, [values])
-    join_rows(run.url, "triple_scores", scores, (CLEAR, SCORE_CUSTOMERS), run.names)
+    scores = _scores(fit, history, run.settings.decision_days)
+    useful, in_words = gate_is_useful(np.repeat(scores["p_alive"], triples["customers"].to_numpy()))
+    table = triples.select(TRIPLE)
+    for name, values in scores.items():
+        table = table.append_column(name, [values])
+    join_rows(run.url, "triple_scores", table, (CLEAR, SCORE_CUSTOMERS), run.names)
     run.artifacts.write_json(SURVIVAL, fit.to_dict())
-    return fit.to_dict()
+    gate = {"gate_is_useful": useful, "gate_in_words": in_words}
+    return {**fit.to_dict(), "gain": fit.gain, "dropout": fit.dropout, **gate}
 
 
 def _read_triples(run: Run) -> Any:

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from winback.models.errors import StoreUnavailableError
 from winback.operators.progress import EVENTS_FILE
 
 DAGS = Path(__file__).resolve().parent.parent / "dags"
+START_SECONDS = 180  # Airflow's parts import for half a minute on two busy cores
 POLL_SECONDS = 0.2  # how often the waiting terminal looks for news
 
 QUIET = {
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     "AIRFLOW__COSMOS__ENABLE_TELEMETRY": "False",
+    # its folder below /tmp belongs to whoever came first: nobody else could run dbt
+    "AIRFLOW__COSMOS__ENABLE_CACHE_PROFILE": "False",
     "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     "GX_ANALYTICS_ENABLED": "false",
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the database on shared cores
@@ -100,12 +104,78 @@ def start_daily_run(
             end_process_group(process)
 
 
+@contextmanager
+def start_standalone(environment: Mapping[str, str], data_dir: Path) -> Iterator[str]:
+    """Start Airflow's scheduler, processor, triggerer and UI on loopback; yield the address.
+
+    Raises:
+        StoreUnavailableError: Airflow did not come up within START_SECONDS.
+    """
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    served = {
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": address,
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
+        # Loopback only, one person: no login page in the way.
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+    }
+    log_file = data_dir / "logs" / "airflow.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_file, "w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow", "standalone"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**environment, **served},
+        )
+        try:
+            _wait_until_healthy(process, address, log_file)
+            yield address
+        finally:
+            end_process_group(process)
+
+
+def _wait_until_healthy(process: Any, address: str, log_file: Path) -> None:
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/api/v2/monitor/health", timeout=5) as answer:
+                health = json.load(answer)
+            if health["scheduler"]["status"] == health["dag_processor"]["status"] == "healthy":
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            pass
+        time.sleep(1)
+    raise StoreUnavailableError(
+        f"Airflow did not come up at {address} within {START_SECONDS} s; see {log_file}."
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def end_process_group(process: "subprocess.Popen[str]") -> None:
     """End a process and its children, politely first."""
     import psutil
 
     with psutil_errors_ignored():
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        family = [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]
         for member in family:
             member.terminate()
         for member in psutil.wait_procs(family, timeout=20)[1]:

@@ -4,10 +4,7 @@ from typing import Any
 
 from airflow.sdk import Param
 
-from winback.models.settings import Settings, load_settings
-
-# Read where the DAG is parsed, so a run cannot change them: set WINBACK_<NAME> instead.
-DEPLOYMENT = ("schema_name", "training_pool", "training_queue", "task_retries")
+from winback.models.settings import DEPLOYMENT_SETTINGS, Settings, load_settings
 
 
 def dag_params() -> dict[str, Param]:
@@ -17,7 +14,7 @@ def dag_params() -> dict[str, Param]:
     return {
         name: Param(defaults[name], title=name, **_form(schema[name]))
         for name in Settings.model_fields
-        if name not in DEPLOYMENT
+        if name not in DEPLOYMENT_SETTINGS
     }
 
 

@@ -1,23 +1,19 @@
 """Step: learn how customers respond and move on from the log, and plan with Dyna-Q."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from airflow.sdk import Context
 
-from winback.models.planner import (
-    CustomerModel,
-    PlanResult,
-    Transitions,
-    dyna_q,
-    learn_model,
-    link_next_states,
-)
+from winback.models.mdp import CustomerModel, Transitions, learn_model, link_next_states
 from winback.models.states import EncodedStates, StateSpace
 from winback.operators.base import WinbackOperator
 from winback.operators.run import Run
 from winback.operators.snapshots import Catalogue, read_catalogue
 from winback.operators.warehouse import clear_work, read_table, write_table
+
+if TYPE_CHECKING:
+    from winback.models.planner import PlanResult
 
 # The decision date's own snapshots are there so that its states have a row, and as next states.
 DECISIONS = """
@@ -50,6 +46,8 @@ def plan(run: Run) -> dict[str, Any]:
     Returns:
         Counts and the residual of the plan, for the run's metrics.
     """
+    from winback.models.planner import dyna_q  # numba takes a second that DAG parsing saves
+
     catalogue = read_catalogue(run)
     space = StateSpace(run.settings.state_bins)
     rows = _read_decisions(run, space)
@@ -64,6 +62,7 @@ def plan(run: Run) -> dict[str, Any]:
         prior_strength=settings.prior_strength,
         min_visits=settings.min_visits,
         pessimism=settings.pessimism,
+        outcome_class=space.outcome_classes(states.keys),
     )
     result = dyna_q(
         model,
@@ -101,7 +100,7 @@ def _transitions(rows: Any, states: EncodedStates, catalogue: Catalogue) -> Tran
 
 
 def _q_table(
-    run: Run, keys: list[str], catalogue: Catalogue, model: CustomerModel, result: PlanResult
+    run: Run, keys: list[str], catalogue: Catalogue, model: CustomerModel, result: "PlanResult"
 ) -> Any:
     import pyarrow as pa
 
@@ -121,7 +120,7 @@ def _q_table(
     )
 
 
-def _figures(model: CustomerModel, result: PlanResult, decisions: int) -> dict[str, Any]:
+def _figures(model: CustomerModel, result: "PlanResult", decisions: int) -> dict[str, Any]:
     supported = result.allowed[:, 1:].any(axis=1)
     return {
         "decisions": decisions,
@@ -132,4 +131,5 @@ def _figures(model: CustomerModel, result: PlanResult, decisions: int) -> dict[s
         "planning_updates": int(result.planning_updates),
         "sweeps": int(result.sweeps),
         "residual": float(result.residual),
+        "residual_before_sweeps": float(result.residual_before_sweeps),
     }

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 EVENTS_FILE = "WINBACK_EVENTS_FILE"  # set by the commands; without it nothing is written
+FAILURE = "failure"  # XCom key under which a failed task leaves its error for finish_run
 
 
 def report(event: str, **details: Any) -> None:
@@ -30,4 +31,6 @@ def task_failed(context: Any) -> None:
     """Airflow's ``on_failure_callback`` and ``on_retry_callback``."""
     error = context.get("exception")
     kind = type(error).__name__
-    report("failed", task=context["ti"].task_id, error=str(error), kind=kind)
+    failure = {"task": context["ti"].task_id, "kind": kind, "error": str(error)}
+    report("failed", **failure)
+    context["ti"].xcom_push(key=FAILURE, value=failure)

@@ -8,11 +8,11 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from winback.models.errors import NotFittedError, StoreUnavailableError
+from winback.models.errors import NotFittedError
 from winback.models.states import StateSpace
 from winback.operators.base import WinbackOperator
-from winback.operators.run import Run
 from winback.operators.q_store import DEFAULT_CONNECTION, QStore, connect, redis_url
+from winback.operators.run import Run
 from winback.operators.warehouse import read_table, transaction
 
 PUBLISHED_TABLES = ("customer_scores", "q_table", "recommendations")
@@ -52,9 +52,17 @@ on conflict (run_id) do update set
     duality_gap = excluded.duality_gap, metrics = excluded.metrics,
     started_at = excluded.started_at, finished_at = excluded.finished_at
 """
+COMMITTED = """
+select
+    exists (
+        select from {schema}.recommendations where as_of = {as_of} and run_id = {run_id}
+    ) and not exists (
+        select from {work}.recommendations where as_of = {as_of} and run_id = {run_id}
+    ) as is_committed
+"""
 SUPPORTED_VALUES = """
 select state, coupon_id, q_value
-from {work}.q_table
+from {origin}.q_table
 where as_of = {as_of} and run_id = {run_id} and is_supported
 order by state, coupon_id
 """
@@ -108,7 +116,9 @@ class PublishOperator(WinbackOperator):
         return publish(run, redis_url(self.redis_conn_id), metrics, self.started_at)
 
 
-def publish(run: Run, redis_address: str, metrics: dict[str, Any], started_at: str) -> dict[str, Any]:
+def publish(
+    run: Run, redis_address: str, metrics: dict[str, Any], started_at: str
+) -> dict[str, Any]:
     """Move a run's work tables into place and serve its Q-table.
 
     Raises:
@@ -117,16 +127,19 @@ def publish(run: Run, redis_address: str, metrics: dict[str, Any], started_at: s
     """
     days = run.settings.keep_versions_days
     store = QStore(connect(redis_address), keep_seconds=days * 86_400)
-    version = store.stage(run.as_of, _supported_values(run), _meta(run))
-    served_before = store.current()
+    if _is_committed(run):
+        version = store.stage(run.as_of, _supported_values(run, "schema"), _meta(run))
+        store.activate(version)
+        return {"status": "published", "redis_version": version}
+    version = store.stage(run.as_of, _supported_values(run, "work"), _meta(run))
+    served_before = store.served()
     try:
         with transaction(run.url) as connection:
             rows = _replace_tables(connection, run)
             _record(connection, run, "published", metrics, started_at)
             store.activate(version)
-    except StoreUnavailableError:
-        if store.current() == version != served_before:
-            store.roll_back()  # the commit itself failed: readers of Redis go back as well
+    except BaseException:
+        store.restore(version, served_before)  # the commit failed: readers of Redis go back as well
         raise
     return {"status": "published", "redis_version": version, **rows}
 
@@ -135,6 +148,11 @@ def record_run(run: Run, status: str, metrics: Mapping[str, Any], started_at: st
     """Write the run's row without publishing anything (``dry_run``, ``held``, ``failed``)."""
     with transaction(run.url) as connection:
         _record(connection, run, status, metrics, started_at)
+
+
+def _is_committed(run: Run) -> bool:
+    """Whether an earlier try got as far as the commit, and died before it could say so."""
+    return bool(read_table(run.url, COMMITTED, run.names)["is_committed"][0].as_py())
 
 
 def _replace_tables(connection: Any, run: Run) -> dict[str, int]:
@@ -187,16 +205,15 @@ def _execute(connection: Any, statement: str, run: Run, **values: Any) -> Any:
     return connection.execute(sql.SQL(statement).format(**quoted))
 
 
-def _supported_values(run: Run) -> Iterator[tuple[str, dict[str, float]]]:
-    rows = read_table(run.url, SUPPORTED_VALUES, run.names).to_pylist()
+def _supported_values(run: Run, origin: str) -> Iterator[tuple[str, dict[str, float]]]:
+    names = {**run.names, "origin": run.names[origin]}
+    rows = read_table(run.url, SUPPORTED_VALUES, names).to_pylist()
     for state, group in groupby(rows, key=lambda row: row["state"]):
         yield state, {row["coupon_id"]: row["q_value"] for row in group}
 
 
 def _meta(run: Run) -> dict[str, Any]:
-    coupons = read_table(
-        run.url, COUPONS, run.names
-    )
+    coupons = read_table(run.url, COUPONS, run.names)
     return {
         "run_id": run.run_id,
         "state_space": StateSpace(run.settings.state_bins).to_dict(),

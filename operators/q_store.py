@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from winback.models.errors import NotFittedError, StoreUnavailableError
 from winback.models.states import StateSpace
@@ -17,22 +17,14 @@ PREVIOUS = "winback:previous"
 NO_COUPON = "none"
 PIPELINE_STATES = 5_000  # states per round trip: some hundred kilobytes
 
-# One step on the server: a reader never sees a pointer without its predecessor.
-ACTIVATE = """
-local current = redis.call('GET', KEYS[1])
-if current and current ~= ARGV[1] then redis.call('SET', KEYS[2], current) end
-redis.call('SET', KEYS[1], ARGV[1])
-return current
-"""
-ROLL_BACK = """
-local previous = redis.call('GET', KEYS[2])
-if not previous then return false end
-redis.call('SET', KEYS[2], redis.call('GET', KEYS[1]))
-redis.call('SET', KEYS[1], previous)
-return previous
-"""
-
 StateValues = tuple[str, Mapping[str, float]]
+
+
+class Served(NamedTuple):
+    """Names of the version served now and of the one to go back to."""
+
+    current: str | None
+    previous: str | None
 
 
 def table_key(version: str) -> str:
@@ -49,9 +41,9 @@ def redis_url(conn_id: str = DEFAULT_CONNECTION) -> str:
     """Return the URL of an Airflow Redis connection; never log it, it holds the password."""
     from urllib.parse import quote
 
-    from airflow.sdk import BaseHook
+    from winback.operators.warehouse import airflow_connection
 
-    connection = BaseHook.get_connection(conn_id)
+    connection = airflow_connection(conn_id)
     scheme = "rediss" if connection.extra_dejson.get("ssl") else "redis"
     password = f":{quote(connection.password, safe='')}@" if connection.password else ""
     login = quote(connection.login or "", safe="") if connection.password else ""
@@ -89,7 +81,7 @@ class QStore:
             if _checksum(self._stored(version)) != checksum:
                 self._send(version, fields)
             self.client.set(meta_key(version), json.dumps(described, sort_keys=True))
-            if version not in self._served():
+            if version not in self.served():
                 self._expire(version)  # a version that is never served must not stay for good
             stored = self._stored(version)
         if _checksum(stored) != checksum:
@@ -101,19 +93,18 @@ class QStore:
 
     def activate(self, version: str) -> None:
         """Serve a staged version from now on; the one before becomes ``winback:previous``."""
-        with redis_errors(self.client):
-            before = self._served()
-            self.client.persist(table_key(version))
-            self.client.persist(meta_key(version))
-            self.client.eval(ACTIVATE, 2, CURRENT, PREVIOUS, version)
-            for superseded in before - self._served():
-                self._expire(superseded)
+        self._move(
+            lambda now: Served(version, now.previous if now.current == version else now.current)
+        )
 
-    def current(self) -> str | None:
-        """Name of the version served now."""
+    def served(self) -> Served:
+        """What is served now, and the version before it."""
         with redis_errors(self.client):
-            version: str | None = self.client.get(CURRENT)
-        return version
+            return Served(*self.client.mget(CURRENT, PREVIOUS))
+
+    def restore(self, version: str, before: Served) -> None:
+        """Take back the activation of ``version``, unless another one is served by now."""
+        self._move(lambda now: before if now.current == version else now)
 
     def roll_back(self) -> str:
         """Serve the previous version again; current and previous change places.
@@ -121,17 +112,33 @@ class QStore:
         Raises:
             NotFittedError: there is no previous version, or it has expired.
         """
+        previous = self.served().previous
         with redis_errors(self.client):
-            previous = self.client.get(PREVIOUS)
             if previous is None or not self.client.exists(meta_key(previous)):
                 raise NotFittedError(
                     f"expected a previous Q-table to go back to, found {previous or 'none'}. "
                     "Publish a run for an earlier as_of instead: winback run --as-of DATE"
                 )
-            return str(self.client.eval(ROLL_BACK, 2, CURRENT, PREVIOUS))
+        self._move(lambda now: Served(previous, now.current))
+        return previous
 
-    def _served(self) -> set[str]:
-        return {name for name in self.client.mget(CURRENT, PREVIOUS) if name}
+    def _move(self, choose: Callable[[Served], Served]) -> None:
+        """Move both pointers and the expiry dates in one step: a crash leaves all or nothing."""
+
+        def step(pipeline: Any) -> None:
+            before = Served(*pipeline.mget(CURRENT, PREVIOUS))
+            after = choose(before)
+            pipeline.multi()
+            for pointer, version in zip((CURRENT, PREVIOUS), after, strict=True):
+                _ = pipeline.set(pointer, version) if version else pipeline.delete(pointer)
+            for version in filter(None, after):
+                pipeline.persist(table_key(version)).persist(meta_key(version))
+            for version in {*before} - {*after, None}:
+                pipeline.expire(table_key(version), self.keep_seconds)
+                pipeline.expire(meta_key(version), self.keep_seconds)
+
+        with redis_errors(self.client):
+            self.client.transaction(step, CURRENT, PREVIOUS)
 
     def _send(self, version: str, fields: Mapping[str, str]) -> None:
         self.client.delete(table_key(version))

@@ -93,6 +93,7 @@ def load_sample(url: str, schema: str = "raw") -> LoadedSample:
     label = sample_journey.label()
     with transaction(url) as connection:
         _create_source_tables(connection, schema)
+        _refuse_others_rows(connection, schema)
         rows = _rows_with_label(connection, schema, label)
     if rows is None:
         rows = load_frames(url, sample_journey.journey_frames(), schema, label=label)
@@ -125,8 +126,9 @@ def load_frames(
     """
     with transaction(url) as connection:
         _create_source_tables(connection, schema)
-        for table in SOURCE_TABLES:
-            _empty(connection, schema, table)
+        _refuse_others_rows(connection, schema)
+        tables = sql.SQL(", ").join(sql.Identifier(schema, table) for table in SOURCE_TABLES)
+        connection.execute(sql.SQL("truncate {}").format(tables))
         rows = {name: _copy(connection, schema, name, frame) for name, frame in frames.items()}
         comment = sql.Literal(LABEL + label)
         for table in SOURCE_TABLES:
@@ -164,17 +166,17 @@ def _rows_with_label(connection: Connection, schema: str, label: str) -> dict[st
     return {table: int(cursor.fetchall()[0][0]) for table, cursor in counts.items()}
 
 
-def _empty(connection: Connection, schema: str, table: str) -> None:
-    name = sql.Identifier(schema, table)
-    has_rows = connection.execute(sql.SQL("select from {} limit 1").format(name)).fetchone()
-    if has_rows is None:
-        return
-    if not (_label(connection, schema, table) or "").startswith(LABEL):
-        raise DataError(
-            f"{schema}.{table} holds rows that are not winback's sample; they were not touched. "
-            "Load the sample into another database or schema."
-        )
-    connection.execute(sql.SQL("truncate {}").format(name))
+def _refuse_others_rows(connection: Connection, schema: str) -> None:
+    """Raise DataError if a table holds rows that no sample loader wrote."""
+    for table in SOURCE_TABLES:
+        name = sql.Identifier(schema, table)
+        row = connection.execute(sql.SQL("select from {} limit 1").format(name)).fetchone()
+        is_ours = (_label(connection, schema, table) or "").startswith(LABEL)
+        if row is not None and not is_ours:
+            raise DataError(
+                f"{schema}.{table} holds rows that are not winback's sample; they were not "
+                "touched. Load the sample into another database or schema."
+            )
 
 
 def _copy(connection: Connection, schema: str, table: str, frame: pd.DataFrame) -> int:

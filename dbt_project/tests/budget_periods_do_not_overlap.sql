@@ -1,14 +1,19 @@
 {{ config(store_failures=true) }}
 
 -- A date has one budget.
+with periods as (
+
+    select
+        period_start,
+        period_end,
+        lag(period_end) over (order by period_start, period_end) as previous_end
+    from {{ ref('stg_winback__budgets') }}
+
+)
+
 select
-    budgets.period_start,
-    budgets.period_end,
-    others.period_start as other_period_start,
-    others.period_end as other_period_end
-from {{ ref('stg_budgets') }} as budgets
-inner join {{ ref('stg_budgets') }} as others
-    on
-        budgets.period_start < others.period_end
-        and others.period_start < budgets.period_end
-        and (budgets.period_start, budgets.period_end) < (others.period_start, others.period_end)
+    period_start,
+    period_end,
+    previous_end
+from periods
+where period_start < previous_end

@@ -1,5 +1,11 @@
 -- Recency lies within the age, one purchase day has no recency, the dates give the numbers.
-select *
+select
+    customer_id,
+    frequency,
+    recency_days,
+    age_days,
+    first_purchase_on,
+    last_purchase_on
 from {{ ref('customer_rfm') }}
 where
     as_of = {{ as_of_date() }}

@@ -1,5 +1,7 @@
 -- Arithmetic that holds in every snapshot, checked on the rows of this build.
-select *
+select
+    snapshot_date,
+    customer_id
 from {{ ref('customer_snapshots') }}
 where
     as_of = {{ as_of_date() }}

@@ -1,5 +1,7 @@
 -- Outcomes are all there when the window is over, and all null before.
-select *
+select
+    snapshot_date,
+    customer_id
 from {{ ref('customer_snapshots') }}
 where
     as_of = {{ as_of_date() }}

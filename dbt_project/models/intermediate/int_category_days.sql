@@ -1,6 +1,6 @@
 with purchases as (
 
-    select * from {{ ref('stg_orders') }}
+    select * from {{ ref('stg_winback__orders') }}
     where is_purchase
 
 ),
@@ -14,7 +14,7 @@ lines as (
         coalesce(items.category, 'unknown') as category,
         case when items.order_id is null then purchases.revenue else items.revenue end as revenue
     from purchases
-    left join {{ ref('stg_order_items') }} as items on purchases.order_id = items.order_id
+    left join {{ ref('stg_winback__order_items') }} as items on purchases.order_id = items.order_id
 
 )
 

@@ -10,20 +10,21 @@ with order_days as (
         sum(margin) as margin,
         sum(coupon_cost) as coupon_cost,
         count(*) filter (where coupon_cost > 0) as coupons_redeemed
-    from {{ ref('stg_orders') }}
+    from {{ ref('stg_winback__orders') }}
     group by customer_id, ordered_on
 
 ),
 
 top_categories as (
 
-    select distinct on (days.customer_id, days.event_day)
-        days.customer_id,
-        days.event_day,
+    select distinct on (sold.customer_id, sold.event_day)
+        sold.customer_id,
+        sold.event_day,
         categories.category_id
-    from {{ ref('int_category_days') }} as days
-    inner join {{ ref('categories') }} as categories on days.category = categories.category
-    order by days.customer_id, days.event_day, days.revenue desc nulls last, days.category
+    from {{ ref('int_category_days') }} as sold
+    inner join {{ ref('categories') }} as categories on sold.category = categories.category
+    order by
+        sold.customer_id asc, sold.event_day asc, sold.revenue desc nulls last, sold.category asc
 
 ),
 
@@ -37,8 +38,8 @@ offer_days as (
         (array_agg(offers.propensity order by offers.offered_at, offers.offer_id))[1] as propensity,
         coalesce(sum(coupons.contact_cost) filter (where offers.coupon_id <> 'none'), 0)
             as contact_cost
-    from {{ ref('stg_coupon_offers') }} as offers
-    left join {{ ref('stg_coupons') }} as coupons on offers.coupon_id = coupons.coupon_id
+    from {{ ref('stg_winback__coupon_offers') }} as offers
+    left join {{ ref('stg_winback__coupons') }} as coupons on offers.coupon_id = coupons.coupon_id
     group by offers.customer_id, offers.offered_on
 
 )

@@ -11,7 +11,7 @@ with totals as (
         min(event_day) filter (where purchases > 0) over days as first_purchase_on,
         -- the latest purchase day and its category, compared as a pair
         max(array[event_day - date '1970-01-01', category_id])
-            filter (where purchases > 0) over days as last_purchase,
+        filter (where purchases > 0) over days as last_purchase,
 
         sum(purchases) over days as purchases,
         sum(purchase_revenue) over days as purchase_revenue,

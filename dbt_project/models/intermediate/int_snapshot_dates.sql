@@ -36,7 +36,7 @@ rebuild as (
             when count(built.event_day) = 0 then cast('-infinity' as date)
             else least(
                 min(coalesce(source_days.event_day, built.event_day))
-                    filter (where source_days.checksum is distinct from built.checksum),
+                filter (where source_days.checksum is distinct from built.checksum),
                 max(built.as_of),
                 {{ as_of_date() }}
             ) - {{ var('decision_days') }}
@@ -54,7 +54,7 @@ budgets as (
         budgets.amount,
         coalesce(sum(source_days.coupon_cost), 0) as coupon_cost
     from snapshot_dates
-    inner join {{ ref('stg_budgets') }} as budgets
+    inner join {{ ref('stg_winback__budgets') }} as budgets
         on
             snapshot_dates.snapshot_date >= budgets.period_start
             and snapshot_dates.snapshot_date < budgets.period_end

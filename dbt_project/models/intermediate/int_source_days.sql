@@ -1,11 +1,11 @@
-with customer_days as (
+with event_days as (
 
     select
         event_day,
         count(*) as customers,
         sum(coupon_cost) as coupon_cost,
-        sum(hashtextextended(cast(days as text), 0)) as checksum
-    from {{ ref('int_customer_days') }} as days
+        sum(hashtextextended(cast(customer_days as text), 0)) as checksum
+    from {{ ref('int_customer_days') }} as customer_days
     group by event_day
 
 ),
@@ -17,14 +17,14 @@ budget_days as (
         0 as customers,
         0 as coupon_cost,
         sum(hashtextextended(cast(budgets as text), 0)) as checksum
-    from {{ ref('stg_budgets') }} as budgets
+    from {{ ref('stg_winback__budgets') }} as budgets
     group by period_start
 
 ),
 
 days as (
 
-    select * from customer_days
+    select * from event_days
     union all
     select * from budget_days
 

@@ -50,7 +50,11 @@ last_90_days as (
         sum(days.revenue) as revenue_last_90d,
         array[
             {%- for age in range(30, 0, -1) %}
-            coalesce(max(days.category_id) filter (where dates.snapshot_date - days.event_day = {{ age }}), 0){{ "," if not loop.last }}
+            coalesce(
+                max(days.category_id)
+                filter (where dates.snapshot_date - days.event_day = {{ age }}),
+                0
+            ){{ "," if not loop.last }}
             {%- endfor %}
         ] as category_sequence
     from days
@@ -110,7 +114,6 @@ snapshots as (
         dates.as_of,
         so_far.customer_id,
         dates.is_on_grid,
-        dates.is_closed,
 
         so_far.purchase_days,
         so_far.first_purchase_on,
@@ -128,12 +131,13 @@ snapshots as (
         coalesce(last_90_days.revenue_last_90d, 0) as revenue_last_90d,
         coalesce(last_90_days.category_sequence, array_fill(0, array[30])) as category_sequence,
 
-        coalesce(first_offers.coupon_id, 'none') as coupon_id,
+        -- outcomes are known once the window is over
+        case when dates.is_closed then coalesce(first_offers.coupon_id, 'none') end as coupon_id,
         first_offers.propensity,
-        coalesce(outcomes.purchases, 0) > 0 as order_placed,
-        coalesce(outcomes.margin, 0) as order_profit,
-        coalesce(outcomes.coupon_cost, 0) as coupon_cost,
-        coalesce(outcomes.contact_cost, 0) as contact_cost
+        case when dates.is_closed then coalesce(outcomes.purchases, 0) > 0 end as order_placed,
+        case when dates.is_closed then coalesce(outcomes.margin, 0) end as order_profit,
+        case when dates.is_closed then coalesce(outcomes.coupon_cost, 0) end as coupon_cost,
+        case when dates.is_closed then coalesce(outcomes.contact_cost, 0) end as contact_cost
     from so_far
     inner join dates on so_far.snapshot_date = dates.snapshot_date
     left join last_90_days
@@ -174,18 +178,14 @@ select
     cast(snapshots.coupons_redeemed as integer) as coupons_redeemed,
     snapshots.category_sequence,
 
-    -- outcomes are known once the window is over
-    case when snapshots.is_closed then snapshots.coupon_id end as coupon_id,
-    cast(case when snapshots.is_closed then snapshots.propensity end as double precision) as propensity,
-    case when snapshots.is_closed then snapshots.order_placed end as order_placed,
-    cast(case when snapshots.is_closed then snapshots.order_profit end as double precision) as order_profit,
-    cast(case when snapshots.is_closed then snapshots.coupon_cost end as double precision) as coupon_cost,
-    cast(case when snapshots.is_closed then snapshots.contact_cost end as double precision) as contact_cost,
+    snapshots.coupon_id,
+    cast(snapshots.propensity as double precision) as propensity,
+    snapshots.order_placed,
+    cast(snapshots.order_profit as double precision) as order_profit,
+    cast(snapshots.coupon_cost as double precision) as coupon_cost,
+    cast(snapshots.contact_cost as double precision) as contact_cost,
     cast(
-        case
-            when snapshots.is_closed
-                then snapshots.order_profit - snapshots.coupon_cost - snapshots.contact_cost
-        end as double precision
+        snapshots.order_profit - snapshots.coupon_cost - snapshots.contact_cost as double precision
     ) as reward
 from snapshots
 inner join {{ ref('categories') }} as categories on snapshots.category_id = categories.category_id

@@ -19,7 +19,7 @@ with decided as (
         on
             recommendations.as_of = customers.as_of
             and recommendations.customer_id = customers.customer_id
-    left join {{ ref('stg_coupons') }} as coupons
+    left join {{ ref('stg_winback__coupons') }} as coupons
         on recommendations.coupon_id = coupons.coupon_id
     where
         runs.status = 'published'
@@ -34,16 +34,16 @@ outcomes as (
     select
         decided.as_of,
         decided.customer_id,
-        sum(days.purchases) as orders,
-        sum(days.margin) as order_profit,
-        sum(days.coupons_redeemed) as coupons_redeemed,
-        sum(days.coupon_cost) as coupon_cost
+        sum(outcome_days.purchases) as orders,
+        sum(outcome_days.margin) as order_profit,
+        sum(outcome_days.coupons_redeemed) as coupons_redeemed,
+        sum(outcome_days.coupon_cost) as coupon_cost
     from decided
-    inner join {{ ref('int_customer_days') }} as days
+    inner join {{ ref('int_customer_days') }} as outcome_days
         on
-            decided.customer_id = days.customer_id
-            and decided.as_of <= days.event_day
-            and decided.as_of + {{ var('decision_days') }} > days.event_day
+            decided.customer_id = outcome_days.customer_id
+            and decided.as_of <= outcome_days.event_day
+            and decided.as_of + {{ var('decision_days') }} > outcome_days.event_day
     group by decided.as_of, decided.customer_id
 
 ),

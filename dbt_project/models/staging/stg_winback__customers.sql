@@ -4,7 +4,7 @@ with source as (
         customer_id,
         created_at,
         can_contact
-    from {{ source('raw', 'customers') }}
+    from {{ source('winback_raw', 'customers') }}
 
 )
 

@@ -6,7 +6,7 @@ with source as (
         face_value,
         contact_cost,
         channel
-    from {{ source('raw', 'coupons') }}
+    from {{ source('winback_raw', 'coupons') }}
 
 ),
 
@@ -20,7 +20,10 @@ with_none as (
         0 as face_value,
         0 as contact_cost,
         'none' as channel
-    where not exists (select 1 from source where source.coupon_id = 'none')
+    where not exists (
+        select 1 from source
+        where source.coupon_id = 'none'
+    )
 
 )
 

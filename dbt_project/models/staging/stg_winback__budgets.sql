@@ -4,7 +4,7 @@ with source as (
         period_start,
         period_end,
         amount
-    from {{ source('raw', 'budgets') }}
+    from {{ source('winback_raw', 'budgets') }}
     where period_start <= {{ as_of_date() }}
 
 )

@@ -6,7 +6,8 @@ with offers as (
         cast(coupon_id as text) as coupon_id,
         offered_at,
         cast(propensity as numeric) as propensity
-    from {{ source('raw', 'coupon_offers') }}
+    from {{ source('winback_raw', 'coupon_offers') }}
+    where offered_at < {{ as_of_midnight() }}
 
 ),
 
@@ -16,14 +17,15 @@ carried_out as (
     {% if var('decisions_are_offers') %}
     union all
     select
-        decision_id as offer_id,
-        customer_id,
-        coupon_id,
-        cast(as_of as timestamp) at time zone '{{ var("timezone") }}' as offered_at,
-        cast(propensity as numeric) as propensity
-    from {{ source('winback_outputs', 'decisions') }}
+        decisions.decision_id as offer_id,
+        decisions.customer_id,
+        decisions.coupon_id,
+        cast(decisions.as_of as timestamp) at time zone '{{ var("timezone") }}' as offered_at,
+        cast(decisions.propensity as numeric) as propensity
+    from {{ source('winback_outputs', 'decisions') }} as decisions
     -- a campaign tool that reports back knows better when it sent the coupon
-    where decision_id not in (select offers.offer_id from offers where offers.offer_id is not null)
+    left join offers on decisions.decision_id = offers.offer_id
+    where decisions.as_of < {{ as_of_date() }} and offers.offer_id is null
     {% endif %}
 
 )
@@ -38,4 +40,3 @@ select
     offered_at,
     {{ local_day('offered_at') }} as offered_on
 from carried_out
-where offered_at < {{ as_of_midnight() }}

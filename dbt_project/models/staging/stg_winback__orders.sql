@@ -8,7 +8,7 @@ with source as (
         margin,
         coupon_cost,
         coupon_offer_id
-    from {{ source('raw', 'orders') }}
+    from {{ source('winback_raw', 'orders') }}
     where ordered_at < {{ as_of_midnight() }}
 
 )

@@ -6,4 +6,4 @@ select
 
     cast(quantity as numeric) as quantity,
     cast(revenue as numeric) as revenue
-from {{ source('raw', 'order_items') }}
+from {{ source('winback_raw', 'order_items') }}

@@ -1,0 +1,186 @@
+"""The commands: demo, run, up, export and rollback. Exit codes: 0 done, 1 failed, 2 wrong call."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from winback.models.errors import NotFittedError, SettingsError
+from winback.models.settings import load_settings
+from winback.operators.console import RunView
+from winback.operators.local_airflow import (
+    airflow_environment,
+    start_daily_run,
+    start_standalone,
+)
+
+DONE, FAILED, WRONG_CALL = 0, 1, 2
+
+COUPON_LIST = """
+copy (
+    select
+        decision_id, customer_id, coupon_id, channel, valid_from, valid_to,
+        expected_cost, expected_uplift, treatment_group, reason
+    from {schema}.recommendations
+    where as_of = {as_of} and coupon_id <> 'none'
+    order by customer_id
+) to stdout with (format csv, header)
+"""
+
+
+def demo(data_dir: Path) -> int:
+    """Embedded servers, a real retailer's year, one daily run, the result shown."""
+    from winback.operators.sample import load_sample
+    from winback.operators.servers import running_servers
+
+    console = Console()
+    console.print("[bold]winback demo[/]: who gets which coupon, on a real retailer's year\n")
+    with running_servers(data_dir) as servers:
+        with console.status("Load the sample into Postgres"):
+            sample = load_sample(servers.postgres_url)
+        count = sample.rows
+        console.print(f"  {count['orders']:,} orders of {count['customers']:,} households in 2017")
+        params = {"as_of": sample.as_of.isoformat(), "timezone": sample.timezone}
+        connections = _named(servers.postgres_url, servers.redis_url)
+        code = _daily_run(console, params, data_dir, connections)
+    return code
+
+
+def run(params: Mapping[str, Any], data_dir: Path) -> int:
+    """One daily run against the connections winback_warehouse and winback_redis."""
+    load_settings(params)  # a wrong option is refused before Airflow starts
+    with _connections(data_dir) as connections:
+        return _daily_run(Console(), params, data_dir, connections)
+
+
+def up(data_dir: Path) -> int:
+    """Both servers and Airflow's scheduler, processor and UI, until Ctrl-C."""
+    console = Console()
+    with _embedded(data_dir) as connections:
+        environment = airflow_environment(data_dir, connections)
+        with start_standalone(environment, data_dir) as address:
+            console.print(f"Airflow with winback_daily: [bold]{address}[/]  (Ctrl-C ends it)")
+            for name, url in connections.items():
+                console.print(f"{name}: {url}", highlight=False)
+            _wait_for_interrupt()
+    console.print("Everything has been stopped.")
+    return DONE
+
+
+def export(as_of: str, output: Path, data_dir: Path) -> int:
+    """Write the coupon list of a published date as CSV for a campaign tool.
+
+    Raises:
+        NotFittedError: nothing has been published for that date.
+    """
+    from psycopg import sql
+
+    from winback.operators.warehouse import transaction
+
+    names = {
+        "schema": sql.Identifier(load_settings().schema_name),
+        "as_of": sql.Literal(as_of),
+    }
+    partial = output.with_name(output.name + ".partial")
+    with _connections(data_dir) as connections, transaction(_warehouse(connections)) as connection:
+        _check_published(connection, names, as_of)
+        with open(partial, "wb") as file, connection.cursor() as cursor:
+            with cursor.copy(sql.SQL(COUPON_LIST).format(**names)) as rows:
+                for block in rows:
+                    file.write(block)
+            count = cursor.rowcount
+        partial.replace(output)
+    Console().print(f"{count:,} coupons for {as_of} written to {output}")
+    return DONE
+
+
+def rollback(data_dir: Path) -> int:
+    """Serve the Q-table before the current one from Redis again."""
+    from winback.operators.q_store import QStore, connect, redis_url
+
+    keep_seconds = load_settings().keep_versions_days * 86_400
+    with _connections(data_dir) as connections:
+        url = connections.get("winback_redis") or redis_url()
+        version = QStore(connect(url), keep_seconds).roll_back()
+    Console().print(f"Redis serves {version} now.")
+    return DONE
+
+
+def _daily_run(
+    console: Console, params: Mapping[str, Any], data_dir: Path, connections: Mapping[str, str]
+) -> int:
+    log_file = data_dir / "logs" / f"run-{datetime.now():%Y%m%d-%H%M%S}.log"
+    environment = airflow_environment(data_dir, connections)
+    view = RunView(console)
+    with start_daily_run(params, environment, log_file) as local_run:
+        view.follow(local_run.events())
+        code = local_run.exit_code
+    return DONE if code == 0 else _explain_failure(console, view.failure, log_file)
+
+
+def _explain_failure(console: Console, failure: dict[str, Any] | None, log_file: Path) -> int:
+    words = failure["error"] if failure else "the run ended before its first step"
+    console.print(f"\n[red bold]Nothing was published.[/] {escape(words)}", highlight=False)
+    console.print(f"Full log: {log_file}", highlight=False)
+    return WRONG_CALL if failure and failure["kind"] == SettingsError.__name__ else FAILED
+
+
+@contextmanager
+def _connections(data_dir: Path) -> Iterator[dict[str, str]]:
+    """The configured Airflow connections (nothing to add), else the data folder's own servers."""
+    configured = {"AIRFLOW_CONN_WINBACK_WAREHOUSE", "AIRFLOW_HOME"} & os.environ.keys()
+    if configured:
+        yield {}
+    elif (data_dir / "servers.json").exists():
+        with _embedded(data_dir) as connections:
+            yield connections
+    else:
+        raise SettingsError(
+            "expected the connection winback_warehouse, found none. Set "
+            "AIRFLOW_CONN_WINBACK_WAREHOUSE=postgres://user:password@host:5432/database and "
+            "AIRFLOW_CONN_WINBACK_REDIS=redis://host:6379/0, or AIRFLOW_HOME to an Airflow that "
+            f"has them; or run `winback demo` to make servers in {data_dir}."
+        )
+
+
+@contextmanager
+def _embedded(data_dir: Path) -> Iterator[dict[str, str]]:
+    from winback.operators.servers import running_servers
+
+    with running_servers(data_dir) as servers:
+        yield _named(servers.postgres_url, servers.redis_url)
+
+
+def _named(postgres: str, redis: str) -> dict[str, str]:
+    return {"winback_warehouse": postgres, "winback_redis": redis}
+
+
+def _warehouse(connections: Mapping[str, str]) -> str:
+    from winback.operators.warehouse import warehouse_url
+
+    return connections.get("winback_warehouse") or warehouse_url()
+
+
+def _check_published(connection: Any, names: Mapping[str, Any], as_of: str) -> None:
+    from psycopg import sql
+
+    query = sql.SQL("select exists (select from {schema}.recommendations where as_of = {as_of})")
+    if not connection.execute(query.format(**names)).fetchone()[0]:
+        raise NotFittedError(
+            f"expected recommendations for {as_of}, found none. "
+            f"Publish them first: winback run --as-of {as_of}"
+        )
+
+
+def _wait_for_interrupt() -> None:
+    import signal
+
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        return
