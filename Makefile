@@ -21,7 +21,7 @@ lint: $(INSTALLED)  ## Check style, types (strict) and SQL
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typing $(BIN)/mypy --strict -p winback.operators -p winback.models -p winback.expectations
-	cd dbt_project && ../$(BIN)/sqlfluff lint .
+	$(BIN)/sqlfluff lint dbt_project
 
 up: $(INSTALLED)  ## Start Postgres, Redis and Airflow with its pages, until Ctrl-C
 	$(BIN)/winback up

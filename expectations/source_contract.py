@@ -91,7 +91,7 @@ def _column_violations(
             expected = f"a column of type {column.data_type}"
             there = f"no such column (there are {', '.join(found) or 'none'})"
             yield Violation("expect_column_to_exist", table, column.name, expected, there)
-        elif came.split("(")[0] not in accepted and came not in accepted:
+        elif came not in accepted:
             expected = f"type {' or '.join(accepted)}"
             yield Violation(
                 "expect_column_values_to_be_in_type_list", table, column.name, expected, came

@@ -8,6 +8,7 @@ effect that starts at zero, is kept small, and is used only as far as later date
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,13 +100,13 @@ class ProfitNetwork(nn.Module):
         self.memory_norm = nn.LayerNorm(d)
         self.question = nn.Parameter(0.1 * torch.randn(d))
         self.coupon = nn.Embedding(len(schema.coupons), d)
-        self.decoder = Block(config)
-        self.answer_norm = nn.LayerNorm(d)
-        self.base_hidden = nn.Sequential(nn.Linear(2 * d, d), nn.GELU())
-        self.base = nn.Linear(d, 2)
-        self.effect = nn.Linear(d, 3)
+        self.base_decoder, self.effect_decoder = Block(config), Block(config)
+        self.base_norm, self.effect_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        base_out = nn.Linear(d, 2)
+        self.base_head = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), base_out)
+        self.effect_head = nn.Linear(d, 3)
         self.survival = nn.Parameter(torch.ones(1))  # weight of logit P(purchase)
-        for start_at_zero in (self.base, self.effect):
+        for start_at_zero in (base_out, self.effect_head):
             nn.init.zeros_(start_at_zero.weight)
             nn.init.zeros_(start_at_zero.bias)
         nn.init.normal_(self.coupon.weight, std=0.1)
@@ -123,25 +124,28 @@ class ProfitNetwork(nn.Module):
             x = block(x, None, visible)
         return self.memory_norm(x), visible
 
-    def ask(
-        self, memory: Tensor, visible: Tensor, coupons: Tensor, survival: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Base (batch, 2) with ``none``, and the effect (batch, q, 3) of each coupon asked.
+    def base(self, memory: Tensor, visible: Tensor, survival: Tensor) -> Tensor:
+        """(batch, 2) with ``none``: logit P(buy) and log margin, in units of the mean margin.
 
         Args:
             memory, visible: from ``encode``.
-            coupons: (batch, q) coupon indices.
             survival: (batch,) logit P(purchase).
         """
-        asked = functional.pad(coupons, (1, 0), value=NO_COUPON)
-        query = self.question + self.coupon(asked)  # (batch, 1 + q, d)
-        answers = self.answer_norm(self.decoder(query, memory, visible))
-        hidden = self.base_hidden(torch.cat([answers[:, 0], memory[:, 0]], dim=-1))
-        base = self.base(hidden).float()
-        purchase = self.survival * survival + base[:, PURCHASE]
-        margin = base[:, MARGIN].clamp(max=_LOG_MARGIN)
-        effect = self.effect(answers[:, 1:]).float() * (coupons != NO_COUPON).unsqueeze(-1)
-        return torch.stack([purchase, margin], dim=-1), effect
+        none = torch.full((len(memory), 1), NO_COUPON, device=memory.device)
+        answer = self.base_norm(self.base_decoder(self._query(none), memory, visible))[:, 0]
+        head: Tensor = self.base_head(torch.cat([answer, memory[:, 0]], dim=-1)).float()
+        purchase = self.survival * survival + head[:, PURCHASE]
+        return torch.stack([purchase, head[:, MARGIN].clamp(max=_LOG_MARGIN)], dim=-1)
+
+    def effect(self, memory: Tensor, visible: Tensor, coupons: Tensor) -> Tensor:
+        """(batch, q, 3): what each coupon asked about, (batch, q), changes; 0 for ``none``."""
+        answers = self.effect_decoder(self._query(coupons), memory, visible)
+        effect: Tensor = self.effect_head(self.effect_norm(answers)).float()
+        return effect * (coupons != NO_COUPON).unsqueeze(-1)
+
+    def _query(self, coupons: Tensor) -> Tensor:
+        query: Tensor = self.question + self.coupon(coupons)  # (batch, q, d)
+        return query
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,8 @@ class ProfitModel:
         """
         check_inputs(self.schema, sequence, features, p_purchase)
         inputs = make_inputs(self.schema, self.scaler, sequence, features, p_purchase)
-        base, effect = network_outputs(self.network, inputs, len(self.schema.coupons))
+        with torch_threads(self.config.threads):
+            base, effect = network_outputs(self.network, inputs, len(self.schema.coupons))
         return self.price(self.calibration.base(base), self.calibration.effect(effect))
 
     def price(self, base: Floats, effect: Floats) -> Forecast:
@@ -329,8 +334,9 @@ def network_outputs(network: ProfitNetwork, inputs: Inputs, coupons: int) -> tup
     for rows in scoring_batches(inputs):
         tokens, days, features, survival = inputs.batch(rows)
         memory, visible = network.encode(tokens, days, features)
-        answer = network.ask(memory, visible, asked.expand(len(rows), -1), survival)
-        base[rows.cpu()], effect[rows.cpu()] = answer[0].cpu(), answer[1].cpu()
+        base[rows.cpu()] = network.base(memory, visible, survival).cpu()
+        coupons_asked = asked.expand(len(rows), -1)
+        effect[rows.cpu()] = network.effect(memory, visible, coupons_asked).cpu()
     return base.double().numpy(), effect.double().numpy()
 
 
@@ -338,6 +344,17 @@ def scoring_batches(inputs: Inputs) -> Iterator[Tensor]:
     """Row indices in batches of similar length, so that little padding is computed."""
     order = torch.argsort(inputs.length, stable=True)
     yield from (rows for rows in torch.split(order, _SCORING_ROWS) if len(rows))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Use ``count`` CPU threads inside, the former number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cpu_copy(network: nn.Module) -> dict[str, Tensor]:

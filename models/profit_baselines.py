@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.metrics import log_loss, r2_score, roc_auc_score
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from winback.models.calibration import CalibrationBin, decile_table
 from winback.models.profit import ProfitModel
@@ -73,9 +74,11 @@ def compare_with_baselines(model: ProfitModel, data: ProfitData, *, seed: int = 
     train, report = data.take(earlier), data.take(later)
     forecast = model.forecast(report.sequence, report.features, report.p_purchase)
     logged = forecast.of(report.coupon)
+    with threadpool_limits(model.config.threads):  # scikit-learn's OpenMP: as the Transformer
+        boosting = boosting_forecast(train, report, model.schema, seed)
     forecasts = {
         TRANSFORMER: (logged.purchase, logged.reward),
-        BOOSTING: boosting_forecast(train, report, model.schema, seed),
+        BOOSTING: boosting,
         MEAN: mean_forecast(train, report),
     }
     scores = {name: score(report, *values) for name, values in forecasts.items()}

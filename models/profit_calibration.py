@@ -4,11 +4,11 @@ Arrays only. Columns of a base: logit P(buy), log margin given a purchase. Colum
 the same two and logit P(redeem given a purchase).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from winback.models.calibration import Link, fit_glm, logit, shrink_effect
+from winback.models.calibration import Link, fit_glm, logit, shrink, shrink_together
 from winback.models.profit_data import (
     NO_COUPON,
     Booleans,
@@ -19,7 +19,7 @@ from winback.models.profit_data import (
 )
 
 PURCHASE, MARGIN, REDEEM = range(3)
-COUPON_ROWS_FLOOR = 50  # fewer rows cannot tell an effect from noise
+ROWS_FLOOR = 50  # fewer rows cannot tell an effect from noise
 _RATE_PRIOR = 20.0  # purchases' worth of the pooled redemption rate in each coupon's own
 _COST_PRIOR = 10.0  # redemptions' worth of the pooled cost in each coupon's own
 
@@ -39,10 +39,10 @@ class Calibration:
     Attributes:
         level: (2, 2) intercept and slope of the base, for purchase and log margin.
         redeem_level: correction of logit P(redeem) of every coupon.
-        has_effect: (A,) coupons with enough training rows; the others are forecast like ``none``.
-        mean_effect: (A, 3) mean effect of each coupon over the customers who got it.
-        confirmed: (3, 2) share of the mean effect, and of its variation between customers, that
-            later dates confirm.
+        has_effect: (A,) coupons with enough rows; the others are forecast like ``none``.
+        centre: (A, 3) the network's own mean effect, replaced by `mean_effect`.
+        varies: (3,) share of the effect's variation between customers that later dates confirm.
+        mean_effect: (A, 3) shrunk mean effect of each coupon over the customers who got it.
         margin_scale: mean margin of a window with a purchase, in currency units.
         refunds: mean margin of a window without one (refunds: 0 or below).
     """
@@ -50,8 +50,9 @@ class Calibration:
     level: Floats
     redeem_level: float
     has_effect: Booleans
+    centre: Floats
+    varies: Floats
     mean_effect: Floats
-    confirmed: Floats
     margin_scale: float
     refunds: float
 
@@ -60,9 +61,8 @@ class Calibration:
         return self.level[:, 0] + self.level[:, 1] * base
 
     def effect(self, effect: Floats) -> Floats:
-        """(n, A, 3) as the network says it to (n, A, 3) shrunk to what is confirmed."""
-        varying = effect - self.mean_effect
-        shrunk = self.confirmed[:, 0] * self.mean_effect + self.confirmed[:, 1] * varying
+        """(n, A, 3) as the network says it to (n, A, 3) shrunk to what the data confirm."""
+        shrunk = self.mean_effect + self.varies * (effect - self.centre)
         return np.where(self.has_effect[:, None], shrunk, 0.0)
 
 
@@ -92,88 +92,155 @@ def estimate_redemption(data: ProfitData, schema: ProfitSchema) -> Redemption:
     return Redemption(rate, cost)
 
 
-def mean_effects(coupon: Integers, effect: Floats) -> Floats:
-    """(A, 3) mean of effect (n, A, 3) over the rows that got each coupon; 0 without rows.
+def coupons_with_effect(coupon_rows: Integers) -> Booleans:
+    """(A,) coupons whose effect can be told from noise: enough rows with them and with ``none``."""
+    has_effect: Booleans = (coupon_rows >= ROWS_FLOOR) & (coupon_rows[NO_COUPON] >= ROWS_FLOOR)
+    has_effect[NO_COUPON] = False
+    return has_effect
 
-    The mean effect on redemption is 0: it is measured against the coupon's own rate.
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Rows beside what the network says of them.
+
+    Attributes:
+        data: (n) rows.
+        base: (n, 2) base, not yet calibrated.
+        effect: (n, 3) effect of the row's own coupon; 0 for ``none``.
+        is_late: (n,) row of the tuning dates.
     """
-    means = np.zeros(effect.shape[1:])
-    for index in np.unique(coupon[coupon != NO_COUPON]):
-        means[index, :REDEEM] = effect[coupon == index, index, :REDEEM].mean(axis=0)
+
+    data: ProfitData
+    base: Floats
+    effect: Floats
+    is_late: Booleans
+
+    def take(self, rows: Booleans) -> "Outcomes":
+        """Rows by mask."""
+        return Outcomes(
+            self.data.take(rows), self.base[rows], self.effect[rows], self.is_late[rows]
+        )
+
+
+def calibrate(
+    outcomes: Outcomes, redemption: Redemption, has_effect: Booleans, margin_scale: float
+) -> Calibration:
+    """Learn all corrections from rows of the training and the tuning dates.
+
+    Levels come from the tuning dates; each coupon's mean effect from all its rows (the base has
+    not seen them); how far the effect varies between customers from its rows of the tuning dates.
+    """
+    data = outcomes.data
+    is_offered = has_effect[data.coupon]
+    centre = _means_by_coupon(data.coupon, outcomes.effect, len(has_effect))
+    varying = np.where(is_offered[:, None], outcomes.effect - centre[data.coupon], 0.0)
+    compared = replace(outcomes, effect=varying).take(is_offered | (data.coupon == NO_COUPON))
+    varies = fit_varying(compared, redemption, margin_scale)
+    confirmed = replace(compared, effect=varies * compared.effect)
+    nothing_bought = ~data.purchased
+    return Calibration(
+        level=fit_level(outcomes.take(outcomes.is_late), margin_scale),
+        redeem_level=fit_redeem_level(confirmed, redemption),
+        has_effect=has_effect,
+        centre=centre,
+        varies=varies,
+        mean_effect=fit_mean_effects(confirmed, has_effect, margin_scale),
+        margin_scale=margin_scale,
+        refunds=float(data.margin[nothing_bought].mean()) if nothing_bought.any() else 0.0,
+    )
+
+
+def _means_by_coupon(coupon: Integers, effect: Floats, coupons: int) -> Floats:
+    means = np.zeros((coupons, effect.shape[1]))
+    for index in np.unique(coupon):
+        means[index] = effect[coupon == index].mean(axis=0)
     return means
 
 
-def fit_redeem_level(
-    data: ProfitData, effect: Floats, redemption: Redemption, share: float
-) -> float:
-    """The correction that makes expected redemptions of rows with a coupon those observed.
-
-    Args:
-        data: rows that got a coupon; effect: (n, A, 3) of the same rows.
-        share: how much of the effect's variation is used.
-    """
-    bought = data.take(data.purchased)
-    own = effect[data.purchased][np.arange(len(bought)), bought.coupon, REDEEM]
-    offset = logit(redemption.rate)[bought.coupon] + share * own
-    redeemed = (bought.cost > 0).astype(np.float64)
-    level, _ = fit_glm(np.ones((len(bought), 1)), redeemed, offset, "logit", ridge=1.0)
-    return float(level[0])
-
-
-def fit_level(data: ProfitData, base: Floats, margin_scale: float) -> Floats:
+def fit_level(late: Outcomes, margin_scale: float) -> Floats:
     """(2, 2) intercept and slope per column that put the base right on later dates.
 
     Fitted on rows with ``none``, which no effect touches; on all rows where those are too few.
     """
-    rows = data.coupon == NO_COUPON
-    rows = rows if rows.sum() >= COUPON_ROWS_FLOOR else np.ones(len(data), dtype=bool)
-    bought = rows & data.purchased
-    purchase = _line(base[rows, PURCHASE], data.purchased[rows].astype(np.float64), "logit")
-    margin = _line(base[bought, MARGIN], data.margin[bought] / margin_scale, "log")
+    is_none = late.data.coupon == NO_COUPON
+    rows = late.take(is_none) if is_none.sum() >= ROWS_FLOOR else late
+    bought = rows.take(rows.data.purchased)
+    purchase = _line(rows.base[:, PURCHASE], rows.data.purchased.astype(np.float64), "logit")
+    margin = _line(bought.base[:, MARGIN], bought.data.margin / margin_scale, "log")
     return np.array([purchase, margin])
 
 
 def _line(score: Floats, target: Floats, link: Link) -> Floats:
     """Intercept and slope; identity where the data say nothing (one row's worth of prior)."""
-    design = np.column_stack([np.ones_like(score), score])
-    change, _ = fit_glm(design, target, score, link, ridge=1.0)
+    change, _ = fit_glm(_with_intercept(score), target, score, link, ridge=1.0)
     change[1] += 1.0
     return change
 
 
-def fit_confirmed(
-    data: ProfitData,
-    base: Floats,
-    effect: Floats,
-    mean_effect: Floats,
-    redemption: Redemption,
-    margin_scale: float,
-) -> Floats:
-    """(3, 2) shares of mean and varying effect that later dates confirm.
+def fit_varying(compared: Outcomes, redemption: Redemption, margin_scale: float) -> Floats:
+    """(3,) share in [0, 1] of each effect's variation between customers that later dates confirm.
 
-    Regresses each outcome of the rows with a coupon on the effect that the network claimed for
-    them, then shrinks by its own noise: in a world where coupons do nothing it is near 0.
-
-    Args:
-        data: rows of later dates that got a coupon.
-        base: (n, 2) calibrated base; effect: (n, A, 3) of the same rows.
-        mean_effect: (A, 3) from the training dates.
+    Regresses each outcome of later rows with a coupon on the variation that the network claimed
+    for them, and shrinks by its own noise: 0 where coupons do the same to everybody.
     """
-    confirmed = np.zeros((3, 2))
-    if len(data) < COUPON_ROWS_FLOOR:
-        return confirmed
-    own = effect[np.arange(len(data)), data.coupon]
-    mean = mean_effect[data.coupon]
-    bought = data.purchased
-    rate = logit(redemption.rate)[data.coupon]
+    shares = np.zeros(3)
+    late = compared.take(compared.is_late & (compared.data.coupon != NO_COUPON))
+    if len(late.data) < ROWS_FLOOR:
+        return shares
+    for column, (rows, target, offset, link) in enumerate(
+        _problems(late, redemption, margin_scale)
+    ):
+        design = np.column_stack([_with_intercept(offset), late.effect[rows, column]])
+        found, covariance = fit_glm(design, target, offset, link, ridge=1e-3)
+        shares[column] = np.clip(shrink(found[2], covariance[2, 2]), 0.0, 1.0)
+    return shares
 
-    def share(column: int, rows: Booleans, target: Floats, offset: Floats, link: Link) -> None:
-        first = np.ones(len(data)) if column == REDEEM else mean[:, column]
-        design = np.column_stack([first, own[:, column] - mean[:, column]])
-        found, covariance = fit_glm(design[rows], target[rows], offset[rows], link, ridge=1e-3)
-        confirmed[column] = [shrink_effect(found[k], covariance[k, k]) for k in range(2)]
 
-    share(PURCHASE, np.ones_like(bought), bought.astype(np.float64), base[:, PURCHASE], "logit")
-    share(MARGIN, bought, data.margin / margin_scale, base[:, MARGIN], "log")
-    share(REDEEM, bought, (data.cost > 0).astype(np.float64), rate, "logit")
-    return confirmed
+def fit_mean_effects(confirmed: Outcomes, has_effect: Booleans, margin_scale: float) -> Floats:
+    """(A, 3) mean effects; shrunk to their pooled mean, and that to 0 (empirical Bayes).
+
+    Rows with a coupon are compared to rows with ``none`` of the same period and the same forecast.
+    The third column, redemption, stays 0: it is measured against the coupon's own rate.
+    """
+    means = np.zeros((len(has_effect), 3))
+    coupons = np.flatnonzero(has_effect)
+    if not len(coupons):
+        return means
+    problems = _problems(confirmed, None, margin_scale)[:REDEEM]
+    for column, (rows, target, offset, link) in enumerate(problems):
+        offset = offset + confirmed.effect[rows, column]
+        is_coupon = (confirmed.data.coupon[rows][:, None] == coupons).astype(np.float64)
+        design = np.column_stack([is_coupon, confirmed.is_late[rows], _with_intercept(offset)])
+        found, covariance = fit_glm(design, target, offset, link, ridge=1e-3)
+        own = slice(len(coupons))
+        means[coupons, column] = shrink_together(found[own], np.diag(covariance)[own])
+    return means
+
+
+def fit_redeem_level(confirmed: Outcomes, redemption: Redemption) -> float:
+    """The correction that makes expected redemptions those observed."""
+    offered = confirmed.take(confirmed.data.coupon != NO_COUPON)
+    rows, target, offset, link = _problems(offered, redemption, 1.0)[REDEEM]
+    offset = offset + offered.effect[rows, REDEEM]
+    level, _ = fit_glm(np.ones((len(target), 1)), target, offset, link, ridge=1.0)
+    return float(level[0])
+
+
+def _with_intercept(score: Floats) -> Floats:
+    return np.column_stack([np.ones_like(score), score])
+
+
+def _problems(
+    outcomes: Outcomes, redemption: Redemption | None, margin_scale: float
+) -> list[tuple[Booleans, Floats, Floats, Link]]:
+    """Rows, target, offset and link of the three regressions; the last only with redemption."""
+    data, base = outcomes.data, outcomes.base
+    bought, everyone = data.purchased, np.ones(len(data), dtype=bool)
+    problems: list[tuple[Booleans, Floats, Floats, Link]] = [
+        (everyone, bought.astype(np.float64), base[:, PURCHASE], "logit"),
+        (bought, data.margin[bought] / margin_scale, base[bought, MARGIN], "log"),
+    ]
+    if redemption is not None:
+        rate = logit(redemption.rate)[data.coupon[bought]]
+        problems.append((bought, (data.cost[bought] > 0).astype(np.float64), rate, "logit"))
+    return problems

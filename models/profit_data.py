@@ -64,11 +64,11 @@ class ProfitConfig:
     d_model: int = 32  # enough for 30 tokens of a few dozen categories; wider gains nothing
     layers: int = 1  # the coupon query attends once more; a second layer only slowed learning
     heads: int = 2  # 16 dimensions each; 4 take twice the time on a CPU for the same loss
-    dropout: float = 0.05  # tens of thousands of rows per weight-hungry epoch need little
-    batch_rows: int = 512  # smaller steps learn more per epoch; larger ones save no time
+    dropout: float = 0.05  # little: rows outnumber weights, and early stopping guards too
+    batch_rows: int = 512  # smaller steps learn more per epoch; larger ones take as long
     learning_rate: float = 5e-3  # for AdamW at this width, with warm-up and cosine decay
     weight_decay: float = 0.01  # PyTorch's default for AdamW
-    effect_decay: float = 1.0  # coupons differ from `none` only if the data insist
+    effect_decay: float = 0.1  # coupons differ only if the data insist
     max_epochs: int = 8  # the loss on later dates is flat after about 5
     patience: int = 3  # epochs without a better validation loss
     validation_share: float = 0.25  # of the decision dates, the latest
@@ -77,7 +77,7 @@ class ProfitConfig:
     unseen_share: float = 0.02  # of category tokens hidden in training, so that a new one is known
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda
-    threads: int | None = None  # None: PyTorch's own choice
+    threads: int = 1  # the matrices are small: two gain little, and stall on cores that are shared
 
     def __post_init__(self) -> None:
         if self.d_model % self.heads:
@@ -122,6 +122,11 @@ class ProfitData:
     def take(self, rows: NDArray[Any]) -> "ProfitData":
         """Rows by index or mask."""
         return ProfitData(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def join(self, other: "ProfitData") -> "ProfitData":
+        """The rows of both, these first."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return ProfitData(*(np.concatenate(pair) for pair in pairs))
 
     @property
     def reward(self) -> Floats:
@@ -218,7 +223,7 @@ def _expect_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> Non
         raise DataError(f"expected {name} of shape {shape}, got {array.shape}")
 
 
-def _expect_rows(what: str, good: NDArray[Any]) -> None:
+def _expect_rows(what: str, good: Any) -> None:
     if not good.all():
         bad = np.flatnonzero(~good)
         raise DataError(f"expected {what}, but not so in rows {first_rows(bad.tolist())}")

@@ -8,14 +8,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from winback.models.profit import (
     Inputs,
@@ -28,29 +26,24 @@ from winback.models.profit import (
     network_outputs,
     scaler_columns,
     scoring_batches,
+    torch_threads,
 )
 from winback.models.profit_calibration import (
-    COUPON_ROWS_FLOOR,
-    MARGIN,
-    PURCHASE,
-    REDEEM,
     Calibration,
+    Outcomes,
+    calibrate,
+    coupons_with_effect,
     estimate_redemption,
-    fit_confirmed,
-    fit_level,
-    fit_redeem_level,
-    mean_effects,
 )
 from winback.models.profit_data import (
-    NO_COUPON,
     Booleans,
-    Floats,
     ProfitConfig,
     ProfitData,
     ProfitSchema,
     check_data,
     split_by_date,
 )
+from winback.models.profit_loss import ProfitLoss, Targets
 
 _BATCHES_SORTED = 8  # batches sorted by length together: little padding, still well shuffled
 _WARM_UP = 0.1  # share of the steps with rising learning rate
@@ -75,16 +68,6 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]  # JSON-able
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the network is trained on, on its device."""
-
-    coupon: Tensor  # (n,)
-    purchased: Tensor  # (n,) 0/1
-    margin: Tensor  # (n,) in units of the mean margin
-    redeemed: Tensor  # (n,) 0/1
 
 
 def train_profit(
@@ -117,7 +100,7 @@ def train_profit(
     trainer = Trainer(data, schema, config, split)
     if checkpoint is not None and checkpoint.state["fingerprint"] == trainer.fingerprint:
         trainer.restore(checkpoint)
-    with _threads(config.threads):
+    with torch_threads(config.threads):
         for report in trainer.epochs():
             if on_epoch is not None:
                 on_epoch(report)
@@ -142,12 +125,12 @@ class Trainer:
         self.fingerprint = _fingerprint(data, schema, config)
         self.device = choose_device(config.device)
         self.coupon_rows = np.bincount(self.train.coupon, minlength=len(schema.coupons))
+        self.has_effect = coupons_with_effect(self.coupon_rows)
         columns = scaler_columns(self.train.features, self.train.p_purchase)
         self.scaler = Scaler.fit(columns)
         self.margin_scale = _mean_margin(self.train)
         self.redemption = estimate_redemption(self.train, schema)
-        rate = torch.from_numpy(self.redemption.rate).float()
-        self.redeem_logit = torch.logit(rate, eps=1e-4).to(self.device)
+        self.loss = ProfitLoss(self.coupon_rows, self.has_effect, self.redemption, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.network = ProfitNetwork(config, schema, input_width(schema)).to(self.device)
@@ -173,14 +156,8 @@ class Trainer:
 
     def _on_device(self, data: ProfitData) -> tuple[Inputs, Targets]:
         arrays = (data.sequence, data.features, data.p_purchase)
-        columns = (
-            data.coupon.astype(np.int64),
-            data.purchased.astype(np.float32),
-            (data.margin / self.margin_scale).astype(np.float32),
-            (data.cost > 0).astype(np.float32),
-        )
-        targets = Targets(*(torch.from_numpy(column).to(self.device) for column in columns))
-        return make_inputs(self.schema, self.scaler, *arrays, device=self.device), targets
+        inputs = make_inputs(self.schema, self.scaler, *arrays, device=self.device)
+        return inputs, Targets.of(data, self.margin_scale, self.device)
 
     def _one_epoch(self, inputs: Inputs, targets: Targets) -> float:
         """One pass in seeded order; randomness depends on (seed, epoch) alone."""
@@ -196,43 +173,21 @@ class Trainer:
         return total / len(inputs.length)
 
     def _step(self, inputs: Inputs, targets: Targets, rows: Tensor) -> float:
-        loss = self._loss(inputs, targets, rows, hide=self.config.unseen_share)
+        unseen, share = self.schema.unseen_category, self.config.unseen_share
+        loss = self.loss(self.network, inputs, targets, rows, unseen, share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         return float(loss.detach())
 
-    def _loss(self, inputs: Inputs, targets: Targets, rows: Tensor, hide: float = 0.0) -> Tensor:
-        """Mean negative log likelihood: Bernoulli buy + quasi-Poisson margin + Bernoulli redeem."""
-        tokens, days, features, survival = inputs.batch(rows)
-        if hide:
-            hidden = (torch.rand(tokens.shape, device=tokens.device) < hide) & (tokens > 0)
-            tokens = tokens.masked_fill(hidden, self.schema.unseen_category)
-        coupon, bought = targets.coupon[rows], targets.purchased[rows]
-        with torch.autocast("cuda", enabled=self.device == "cuda"):
-            memory, visible = self.network.encode(tokens, days, features)
-            base, effect = self.network.ask(memory, visible, coupon[:, None], survival)
-        linear = base + effect[:, 0, :REDEEM]
-        log_margin = linear[:, MARGIN]
-        offered = bought * (coupon != NO_COUPON)
-        redeem = self.redeem_logit[coupon] + effect[:, 0, REDEEM]
-        redeemed = targets.redeemed[rows]
-        losses = (
-            functional.binary_cross_entropy_with_logits(
-                linear[:, PURCHASE], bought, reduction="none"
-            )
-            + bought * (log_margin.exp() - targets.margin[rows] * log_margin)
-            + offered
-            * functional.binary_cross_entropy_with_logits(redeem, redeemed, reduction="none")
-        )
-        return losses.mean()
-
     @torch.no_grad()
     def _loss_of(self, inputs: Inputs, targets: Targets) -> float:
         self.network.eval()
         batches = scoring_batches(inputs)
-        total = sum(float(self._loss(inputs, targets, rows)) * len(rows) for rows in batches)
+        total = sum(
+            float(self.loss(self.network, inputs, targets, rows)) * len(rows) for rows in batches
+        )
         return total / len(inputs.length)
 
     def _set_learning_rate(self, epochs_done: float) -> None:
@@ -311,39 +266,15 @@ class Trainer:
         )
 
     def _calibrate(self, network: ProfitNetwork) -> Calibration:
-        has_effect = self.coupon_rows >= COUPON_ROWS_FLOOR
-        has_effect[NO_COUPON] = False
-        offered = self.train.take(has_effect[self.train.coupon])
-        mean_effect = mean_effects(offered.coupon, self._outputs(network, offered)[1])
-        base, effect = self._outputs(network, self.tuning)
-        level = fit_level(self.tuning, base, self.margin_scale)
-        rows = has_effect[self.tuning.coupon]
-        confirmed = fit_confirmed(
-            self.tuning.take(rows),
-            level[:, 0] + level[:, 1] * base[rows],
-            effect[rows],
-            mean_effect,
-            self.redemption,
-            self.margin_scale,
+        data = self.train.join(self.tuning)
+        inputs = make_inputs(
+            self.schema, self.scaler, data.sequence, data.features, data.p_purchase
         )
-        nothing_bought = ~self.train.purchased
-        refunds = self.train.margin[nothing_bought].mean() if nothing_bought.any() else 0.0
-        return Calibration(
-            level=level,
-            redeem_level=fit_redeem_level(
-                self.tuning.take(rows), effect[rows], self.redemption, float(confirmed[REDEEM, 1])
-            ),
-            has_effect=has_effect,
-            mean_effect=mean_effect,
-            confirmed=confirmed,
-            margin_scale=self.margin_scale,
-            refunds=float(refunds),
-        )
-
-    def _outputs(self, network: ProfitNetwork, data: ProfitData) -> tuple[Floats, Floats]:
-        arrays = (data.sequence, data.features, data.p_purchase)
-        inputs = make_inputs(self.schema, self.scaler, *arrays)
-        return network_outputs(network, inputs, len(self.schema.coupons))
+        base, effect = network_outputs(network, inputs, len(self.schema.coupons))
+        own = effect[np.arange(len(data)), data.coupon]
+        is_late = np.arange(len(data)) >= len(self.train)
+        outcomes = Outcomes(data, base, own, is_late)
+        return calibrate(outcomes, self.redemption, self.has_effect, self.margin_scale)
 
 
 def choose_device(wanted: str) -> str:
@@ -351,17 +282,6 @@ def choose_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Use ``count`` threads inside (None: as it is), the former number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _capped(data: ProfitData, config: ProfitConfig) -> ProfitData:
@@ -394,7 +314,7 @@ def _optimizer(network: ProfitNetwork, config: ProfitConfig) -> torch.optim.Adam
     """AdamW with strong decay on what tells coupons apart and none on norms and biases."""
     effect, matrices, rest = [], [], []
     for name, weight in network.named_parameters():
-        if name.startswith(("effect.", "coupon.")):
+        if name.startswith(("effect_head.", "coupon.")):
             effect.append(weight)
         elif weight.ndim > 1:
             matrices.append(weight)

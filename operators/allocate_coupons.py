@@ -51,7 +51,7 @@ where known.as_of = {as_of}
 order by known.customer_id
 """
 PLAN = """
-select state, coupon_id, visits, future_value, is_supported
+select state, coupon_id, support, future_value, is_supported
 from {work}.q_table
 where as_of = {as_of} and coupon_id = any({coupons})
 order by state, array_position({coupons}, coupon_id)
@@ -75,7 +75,7 @@ class Plan:
     """What decisions need of the Q-table: (S, A) arrays, and the row of every state key."""
 
     row_of: dict[str, int]
-    visits: Any
+    support: Any
     future_value: Any
     is_supported: Any
 
@@ -198,7 +198,7 @@ def _read_plan(run: Run, catalogue: Catalogue) -> Plan:
     if rows.num_rows == 0:
         raise NotFittedError(f"expected a plan for {run.as_of}, found none. Run plan first.")
     shape = (-1, len(catalogue.coupon_ids))
-    columns = (rows[name].to_numpy() for name in ("visits", "future_value", "is_supported"))
+    columns = (rows[name].to_numpy() for name in ("support", "future_value", "is_supported"))
     keys = rows["state"].to_pylist()[:: len(catalogue.coupon_ids)]
     return Plan({key: i for i, key in enumerate(keys)}, *(c.reshape(shape) for c in columns))
 
@@ -221,7 +221,7 @@ def _reasons(
     return explain(
         decisions,
         catalogue.labels,
-        plan.visits[scored.state, decisions.coupon],
+        plan.support[scored.state, decisions.coupon],
         [words.get(key, "") for key in scored.label],
         decision_days=run.settings.decision_days,
         gap_days=run.settings.gap_days,

@@ -9,12 +9,13 @@ from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Context
+from airflow.sdk import BaseOperatorLink, Context
 
 from winback.expectations.suites import CheckParameters
 from winback.models.errors import DataError
+from winback.models.settings import load_settings
 from winback.operators.artifacts import Artifacts
 from winback.operators.base import WinbackOperator
 from winback.operators.budget import run_budget
@@ -22,10 +23,15 @@ from winback.operators.run import Run
 from winback.operators.validation import CheckResult, run_checks
 from winback.operators.warehouse import transaction
 
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
+
 logger = logging.getLogger(__name__)
 
 LOG_LEVELS = {"critical": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO}
-REPORT = "checks.html"
+REPORT_FOLDER = "data_docs/{suite}"
+REPORT = "index.html"
 DECORATION = {".gif", ".otf"}  # tutorial films and fonts, 4 MB with every report
 
 
@@ -98,15 +104,21 @@ def check_data(run: Run, suite: str) -> dict[str, Any]:
     parameters = check_parameters(run, suite)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        results = run_checks(run.url, suite, parameters, folder)
+        results = run_checks(run.url, suite, parameters, folder / "details")
         page = render_report(suite, parameters, results, _detail_pages(folder))
         (folder / REPORT).write_text(page, encoding="utf-8")
-        report = _keep(folder, run.artifacts, f"data_docs/{suite}")
+        _keep(folder, run.artifacts, REPORT_FOLDER.format(suite=suite))
     write_checks(run.url, parameters.schema, run.run_id, parameters.as_of, results)
+    report = report_uri(run.artifacts, suite)
     logger.info("Data Docs: %s", report)
     raise_on_critical(results)
     warnings = [result for result in _failed(results) if result.severity == "warning"]
     return {"checks": len(results), "failed_warnings": len(warnings), "data_docs": report}
+
+
+def report_uri(artifacts: Artifacts, suite: str) -> str:
+    """Address of the report of one suite's checks in one run."""
+    return artifacts.uri(f"{REPORT_FOLDER.format(suite=suite)}/{REPORT}")
 
 
 def render_report(
@@ -137,6 +149,18 @@ def render_report(
     )
 
 
+class DataDocsLink(BaseOperatorLink):
+    """The task's button that opens the report, there after a failed check as well."""
+
+    name = "Data Docs"
+
+    def get_link(self, operator: "BaseOperator", *, ti_key: "TaskInstanceKey") -> str:
+        """Address of the report, from the operator's rendered arguments."""
+        assert isinstance(operator, CheckDataOperator)
+        root = load_settings(operator.settings).artifacts_uri
+        return report_uri(Artifacts(root, operator.as_of, operator.run_id), operator.suite)
+
+
 class CheckDataOperator(WinbackOperator):
     """Check one suite (``sources``, ``features``, ``scores`` or ``recommendations``).
 
@@ -148,6 +172,7 @@ class CheckDataOperator(WinbackOperator):
     """
 
     template_fields: Sequence[str] = (*WinbackOperator.template_fields, "suite")
+    operator_extra_links = (DataDocsLink(),)
 
     def __init__(self, *, suite: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -170,13 +195,11 @@ def _failed(results: Sequence[CheckResult]) -> list[CheckResult]:
 
 def _detail_pages(folder: Path) -> dict[str, str]:
     """Links to the library's result pages, by suite and table."""
-    found = sorted(folder.glob("validations/*/**/*.html"))
-    return {path.relative_to(folder).parts[1]: str(path.relative_to(folder)) for path in found}
+    found = sorted(folder.glob("details/validations/*/**/*.html"))
+    return {path.relative_to(folder).parts[2]: str(path.relative_to(folder)) for path in found}
 
 
-def _keep(folder: Path, artifacts: Artifacts, name: str) -> str:
-    """Copy the report into the artifact store; return the address of its first page."""
+def _keep(folder: Path, artifacts: Artifacts, name: str) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in DECORATION:
             artifacts.write_bytes(f"{name}/{path.relative_to(folder)}", path.read_bytes())
-    return artifacts.uri(f"{name}/{REPORT}")

@@ -3,21 +3,22 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from winback.models.errors import NotFittedError, SettingsError
 from winback.models.settings import load_settings
-from winback.operators.console import RunView
+from winback.operators.artifacts import REPORT
+from winback.operators.console import RunView, show_failure, show_places, show_summary
 from winback.operators.local_airflow import (
     airflow_environment,
     start_daily_run,
     start_standalone,
 )
+from winback.operators.run import Run
 
 DONE, FAILED, WRONG_CALL = 0, 1, 2
 
@@ -48,14 +49,17 @@ def demo(data_dir: Path) -> int:
         params = {"as_of": sample.as_of.isoformat(), "timezone": sample.timezone}
         connections = _named(servers.postgres_url, servers.redis_url)
         code = _daily_run(console, params, data_dir, connections)
+    if code == DONE:
+        _say_how_to_go_on(console, sample.as_of, sample.timezone, data_dir)
     return code
 
 
 def run(params: Mapping[str, Any], data_dir: Path) -> int:
     """One daily run against the connections winback_warehouse and winback_redis."""
-    load_settings(params)  # a wrong option is refused before Airflow starts
+    checked = load_settings(params).model_dump(mode="json")  # refused before Airflow starts
+    given = {name: checked[name] for name in params}
     with _connections(data_dir) as connections:
-        return _daily_run(Console(), params, data_dir, connections)
+        return _daily_run(Console(), given, data_dir, connections)
 
 
 def up(data_dir: Path) -> int:
@@ -66,7 +70,7 @@ def up(data_dir: Path) -> int:
         with start_standalone(environment, data_dir) as address:
             console.print(f"Airflow with winback_daily: [bold]{address}[/]  (Ctrl-C ends it)")
             for name, url in connections.items():
-                console.print(f"{name}: {url}", highlight=False)
+                console.print(f"{name}: {url}", highlight=False, soft_wrap=True)
             _wait_for_interrupt()
     console.print("Everything has been stopped.")
     return DONE
@@ -120,14 +124,45 @@ def _daily_run(
     with start_daily_run(params, environment, log_file) as local_run:
         view.follow(local_run.events())
         code = local_run.exit_code
-    return DONE if code == 0 else _explain_failure(console, view.failure, log_file)
+    if code == 0 and view.run is not None:
+        _show_result(console, view.run, connections, log_file)
+        return DONE
+    show_failure(console, view.failure, str(log_file))
+    kind = view.failure["kind"] if view.failure else None
+    return WRONG_CALL if kind == SettingsError.__name__ else FAILED
 
 
-def _explain_failure(console: Console, failure: dict[str, Any] | None, log_file: Path) -> int:
-    words = failure["error"] if failure else "the run ended before its first step"
-    console.print(f"\n[red bold]Nothing was published.[/] {escape(words)}", highlight=False)
-    console.print(f"Full log: {log_file}", highlight=False)
-    return WRONG_CALL if failure and failure["kind"] == SettingsError.__name__ else FAILED
+def _say_how_to_go_on(console: Console, as_of: date, timezone: str, data_dir: Path) -> None:
+    place, later = f"--data-dir {data_dir}", as_of + timedelta(days=7)
+    console.print("\nThe servers have been stopped; the data stay. To go on:")
+    for command, purpose in (
+        (f"winback up {place}", "the servers, with addresses for psql, and Airflow's pages"),
+        (f"winback run --as-of {later} --timezone {timezone} {place}", "the next week"),
+        (f"winback export --as-of {as_of} -o coupons.csv {place}", "for a campaign tool"),
+    ):
+        console.print(f"  {command}   [dim]{purpose}[/]", highlight=False, soft_wrap=True)
+
+
+def _show_result(
+    console: Console, started: Mapping[str, Any], connections: Mapping[str, str], log_file: Path
+) -> None:
+    from winback.operators.read_report import read_report
+
+    run = Run(
+        url=_warehouse(connections),
+        as_of=started["as_of"],
+        run_id=started["run_id"],
+        settings=load_settings(started["settings"]),
+    )
+    show_summary(console, read_report(run))
+    places = {
+        "Report": run.artifacts.uri(REPORT),
+        "Data checks": run.artifacts.uri("data_docs"),
+        "Warehouse": f"select * from {run.settings.schema_name}.current_recommendations;",
+        "Redis": "get winback:current",
+        "Full log": str(log_file),
+    }
+    show_places(console, places)
 
 
 @contextmanager

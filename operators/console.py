@@ -1,10 +1,16 @@
 """What a person sees in the terminal while a run works."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from winback.models.reasons import money
+from winback.operators.run_report import RunReport, day, signed
 
 STEPS = {  # the DAG's tasks, in its order, in words
     "start_run": "Settle date and settings",
@@ -22,12 +28,16 @@ STEPS = {  # the DAG's tasks, in its order, in words
     "report": "Write the report",
 }
 
+AFTER_PUBLISHING = ("dbt_reports", "report")
+SHOWN = 5  # recommendations in the terminal; the report has more
+
 
 class RunView:
     """Shows a run's events as they come: one line per finished step, a bar for the training."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.run: dict[str, Any] | None = None  # as_of, run_id and settings, once settled
         self.failure: dict[str, Any] | None = None
         self._started: dict[str, float] = {}
 
@@ -47,6 +57,9 @@ class RunView:
     def _begin(self, task: str, at: float) -> str:
         self._started[task] = at
         return STEPS.get(task, task)
+
+    def _show_run(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:
+        self.run = event
 
     def _show_started(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:
         words = self._begin(event["task"], event["at"])
@@ -71,3 +84,70 @@ class RunView:
     def _show_failed(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:
         self.failure = self.failure or event
         self.console.print(f"  [red]✗[/] {STEPS.get(event['task'], event['task'])}")
+
+
+def show_failure(console: Console, failure: dict[str, Any] | None, log_file: str) -> None:
+    """Say what went wrong, and what that means for the readers of the tables."""
+    if failure is None:
+        failure = {"task": "", "error": "The run ended before its first step."}
+    late = failure["task"] in AFTER_PUBLISHING
+    meaning = "Published, but a later step failed." if late else "Nothing was published."
+    console.print(f"\n[red bold]{meaning}[/] {escape(failure['error'])}", highlight=False)
+    console.print(f"Full log: {escape(log_file)}", highlight=False, soft_wrap=True)
+
+
+def show_summary(console: Console, report: RunReport) -> None:
+    """The run in a few lines and a table: what a marketer wants to know first."""
+    console.print(f"\n[bold]Coupons for {day(report.as_of)}[/]")
+    _indented(console, report.headline)
+    _indented(console, report.uplift_in_words)
+    console.print()
+    console.print(_coupon_table(report))
+    console.print()
+    for reason, customers in report.without_coupon:
+        _indented(console, f"{customers:6,} {reason}", hanging=7)
+    console.print("\n[bold]How good the models are[/]")
+    for line in (
+        f"BG/NBD: {report.survival_in_words} ({report.survival_parameters})",
+        f"Transformer: {report.profit['verdict']}",
+        f"Dyna-Q: {report.plan_in_words}",
+    ):
+        _indented(console, line)
+    console.print(f"\n[bold]First rows of {report.schema}.current_recommendations[/]")
+    for row in report.recommendations[:SHOWN]:
+        _indented(console, f"{row['customer_id']}: {row['reason']}")
+
+
+def show_places(console: Console, places: Mapping[str, str]) -> None:
+    """Where to look next: one name and one address or command a line."""
+    console.print("\n[bold]Where to look next[/]")
+    for name, place in places.items():
+        console.print(f"  {name:<16} {escape(place)}", highlight=False, soft_wrap=True)
+
+
+def _indented(console: Console, text: str, hanging: int = 2) -> None:
+    """Print a text two columns in; its later lines begin ``hanging`` columns further."""
+    width = max(20, console.width - 2)
+    for line in wrap(text, width, subsequent_indent=" " * hanging, drop_whitespace=True):
+        console.print(f"  {escape(line)}", highlight=False)
+
+
+def _coupon_table(report: RunReport) -> Table:
+    table = Table(box=None, padding=(0, 2))
+    for title in (
+        "coupon",
+        "customers",
+        "expected cost",
+        "profit in the window",
+        "in the long run",
+    ):
+        table.add_column(title, justify="left" if title == "coupon" else "right")
+    for line in report.coupons:
+        table.add_row(
+            escape(line.label),
+            f"{line.customers:,}",
+            money(line.expected_cost, report.currency),
+            signed(line.expected_uplift, report.currency),
+            signed(line.long_run_uplift, report.currency),
+        )
+    return table

@@ -2,12 +2,21 @@
 
 import json
 import sys
+from typing import Any
+
+from winback.operators.progress import report
 
 
 def main() -> int:
     """Run the DAG with the params given as JSON on standard input; 0 if every task succeeded."""
-    params = json.load(sys.stdin)
+    try:
+        return _run(json.load(sys.stdin))
+    except Exception as error:
+        report("failed", task="start_airflow", error=str(error), kind=type(error).__name__)
+        raise
 
+
+def _run(params: dict[str, Any]) -> int:
     from airflow.utils.db import initdb
 
     initdb()

@@ -120,6 +120,7 @@ def start_standalone(environment: Mapping[str, str], data_dir: Path) -> Iterator
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
         # Loopback only, one person: no login page in the way.
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__PARALLELISM": "2",  # the steps follow each other; a process per slot waits
     }
     log_file = data_dir / "logs" / "airflow.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -130,13 +131,18 @@ def start_standalone(environment: Mapping[str, str], data_dir: Path) -> Iterator
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**environment, **served},
+            env={**environment, **served, "PATH": _own_commands_first()},
         )
         try:
             _wait_until_healthy(process, address, log_file)
             yield address
         finally:
             end_process_group(process)
+
+
+def _own_commands_first() -> str:
+    """``airflow standalone`` starts its parts by name: they must be this environment's."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _wait_until_healthy(process: Any, address: str, log_file: Path) -> None:

@@ -113,6 +113,7 @@ def _q_table(
             "coupon_id": np.tile(np.array(catalogue.coupon_ids, dtype=object), states),
             "q_value": result.q.ravel(),
             "visits": result.visits.ravel(),
+            "support": model.support.ravel(),
             "expected_reward": model.reward.ravel(),
             "future_value": result.future_value.ravel(),
             "is_supported": result.allowed.ravel(),

@@ -14,7 +14,7 @@ INK, MUTED, GRID, NONE_COLOUR = "#1f2933", "#616e7c", "#e4e7eb", "#cbd2d9"
 TRAINING_COLOUR, VALIDATION_COLOUR = "#9aa5b1", "#0b6e99"
 # Okabe & Ito (2008): told apart by colour-blind readers and in grey print.
 COUPON_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a800")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
     "svg.hashsalt": "winback",  # equal figures are equal bytes
     "font.family": "sans-serif",
@@ -35,7 +35,7 @@ STYLE = {
 }
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 STANDARD_ERRORS = 2.0  # an interval that holds the truth in about 95 of 100 cases
-WIDE, SQUARE = (9.2, 3.0), (4.4, 3.5)  # inches; the page is 9.2 wide
+WIDE, SQUARE = (9.2, 3.0), (3.6, 3.2)  # inches; the page is 9.2 wide, a phone 3.6
 POINTS_PER_INCH = 72
 LONGEST_LABEL, LEGEND_CHARACTERS = 28, 100  # of text that fits into the wide figures
 
@@ -49,6 +49,8 @@ def coupon_colour(position: int) -> str:
 
 def loss_svg(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     """Loss per epoch on the training and on later rows (``EpochReport`` as mappings)."""
+    from matplotlib.ticker import MaxNLocator
+
     with _style():
         figure, axes = _figure(SQUARE, "Learning curve")
         epochs = [epoch["epoch"] for epoch in history]
@@ -60,9 +62,9 @@ def loss_svg(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
             axes.plot(epochs, losses, color=colour, marker="o", markersize=4, label=label)
         best = next(e["validation_loss"] for e in history if e["epoch"] == best_epoch)
         axes.plot([best_epoch], [best], "o", ms=10, mfc="none", mec=INK, label="kept")
-        axes.set_xlabel("epoch (pass over the training rows)")
+        axes.set_xlabel("epoch (pass over the rows)")
         axes.set_ylabel("loss (lower is better)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right")
         return _svg(figure, "Loss per epoch on training and on later rows")
 
@@ -92,11 +94,11 @@ def calibration_svg(
             label="a tenth of the customers",
         )
         axes.set_xlabel(f"forecast ({unit})")
-        axes.set_ylabel(f"what happened ({unit})")
+        axes.set_ylabel("what happened")
         if is_share:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
         return _svg(figure, f"{title}: forecast against outcome")
 
 
@@ -110,11 +112,13 @@ def coupons_by_state_svg(
 
     with _style():
         figure, axes = _figure((WIDE[0], 1.5 + 0.42 * len(groups)))
-        totals = [max(1, sum(column)) for column in zip(*(counts for _, counts in customers), strict=True)]
+        columns = zip(*(counts for _, counts in customers), strict=True)
+        totals = [max(1, sum(column)) for column in columns]
         start = [0.0] * len(groups)
         for (label, counts), colour in zip(customers, colours, strict=True):
             shares = [count / total for count, total in zip(counts, totals, strict=True)]
-            axes.barh(range(len(groups)), shares, left=start, color=colour, label=_shown(label), height=0.7)
+            name = _shown(label)
+            axes.barh(range(len(groups)), shares, left=start, height=0.7, color=colour, label=name)
             start = [left + share for left, share in zip(start, shares, strict=True)]
         axes.set_yticks(range(len(groups)), groups)
         axes.invert_yaxis()

@@ -7,11 +7,13 @@ from typing import Any
 
 from airflow.sdk import Context
 
+from winback.models.reasons import money
 from winback.operators import plots
 from winback.operators.artifacts import REPORT, Artifacts
 from winback.operators.base import WinbackOperator
+from winback.operators.read_report import read_report
 from winback.operators.run import Run
-from winback.operators.run_report import RunReport, day, money, read_report, signed
+from winback.operators.run_report import RunReport, day, signed
 
 TEMPLATE = "operators/report.html.j2"
 DATA_DOCS = "data_docs/{suite}/index.html"
@@ -93,7 +95,7 @@ def _figures(report: RunReport) -> dict[str, Any]:
         "reward": plots.calibration_svg(
             report.profit["reward_deciles"],
             "What they bring",
-            f"profit per customer, {unit}",
+            f"{unit} per customer",
             is_share=False,
         ),
     }

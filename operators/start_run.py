@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 from airflow.sdk import BaseOperator, Context
 
 from winback.models.settings import Settings, load_settings
+from winback.operators.progress import report
 from winback.operators.warehouse import DEFAULT_CONNECTION, ensure_output_tables, warehouse_url
 
 
@@ -50,9 +51,11 @@ class StartRunOperator(BaseOperator):
         as_of = resolve_as_of(settings, run.data_interval_end or run.run_after)
         url = warehouse_url(self.warehouse_conn_id)
         ensure_output_tables(url, settings.schema_name, settings.work_schema)
-        return {
+        started = {
             "as_of": as_of.isoformat(),
             "run_id": run.run_id,
             "started_at": (run.start_date or run.run_after).isoformat(),
             "settings": settings.model_dump(mode="json"),
         }
+        report("run", **started)
+        return started

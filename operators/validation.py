@@ -299,9 +299,9 @@ def _build_docs(context: "EphemeralDataContext", folder: Path) -> None:
 def _quiet() -> Iterator[None]:
     """Keep usage statistics, hints on standard output and log lines of the library away."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    import great_expectations  # noqa: F401, sets log levels of its own
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    from great_expectations.data_context.types import base
 
-    for name in ("great_expectations", "great_expectations.data_context.types.base"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    base.logger.setLevel(logging.ERROR)  # this module sets a level of its own
     with redirect_stdout(io.StringIO()):  # a hint per SQL rule that it does not use {batch}
         yield

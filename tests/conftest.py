@@ -1,22 +1,28 @@
 """Real servers for the tests: one embedded PostgreSQL and Redis per session."""
 
+import atexit
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-
-os.environ.update(  # before anything heavy is imported
-    OMP_NUM_THREADS="1",  # two spinning threads on tiny arrays are slower than one
-    DBT_SEND_ANONYMOUS_USAGE_STATS="false",
-    GX_ANALYTICS_ENABLED="false",
-    AIRFLOW__COSMOS__ENABLE_TELEMETRY="False",
-)
 
 import psycopg
 import pytest
 import redis
 
 from winback.operators.servers import Endpoints, database_url, running_servers
+
+AIRFLOW_HOME = tempfile.mkdtemp(prefix="winback-airflow-")  # not the one in the user's home
+atexit.register(shutil.rmtree, AIRFLOW_HOME, ignore_errors=True)
+
+os.environ.update(  # before a test imports NumPy, Airflow, dbt or Great Expectations
+    OMP_NUM_THREADS="1",  # two spinning threads on tiny arrays are slower than one
+    DBT_SEND_ANONYMOUS_USAGE_STATS="false",
+    GX_ANALYTICS_ENABLED="false",
+    AIRFLOW__COSMOS__ENABLE_TELEMETRY="False",
+    AIRFLOW_HOME=AIRFLOW_HOME,
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+)
 
 
 @pytest.fixture(scope="session")

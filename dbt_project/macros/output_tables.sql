@@ -24,6 +24,7 @@ create table if not exists {{ schema }}.q_table (
     coupon_id text not null,
     q_value double precision not null,
     visits bigint not null,
+    support bigint not null,
     expected_reward double precision not null,
     future_value double precision not null,
     is_supported boolean not null,

@@ -1,5 +1,3 @@
-{{ config(materialized='view') }}
-
 with totals as (
 
     select

@@ -17,141 +17,115 @@ with dates as (
 
 ),
 
-days as (
-
-    select * from {{ ref('int_customer_days') }}
-
-),
-
--- the totals after the last event before each date
-so_far as (
-
-    select
-        dates.snapshot_date,
-        totals.*
-    from {{ ref('int_customer_totals') }} as totals
-    inner join dates
-        on
-            totals.event_day < dates.snapshot_date
-            and totals.next_event_day >= dates.snapshot_date
-    where totals.purchase_days > 0
-
-),
-
-last_90_days as (
-
-    select
-        dates.snapshot_date,
-        days.customer_id,
-        sum(days.purchases) filter (where dates.snapshot_date - days.event_day <= 30)
-            as purchases_last_30d,
-        sum(days.coupons_offered) filter (where dates.snapshot_date - days.event_day <= 30)
-            as coupons_last_30d,
-        sum(days.revenue) as revenue_last_90d,
-        array[
-            {%- for age in range(30, 0, -1) %}
-            coalesce(
-                max(days.category_id)
-                filter (where dates.snapshot_date - days.event_day = {{ age }}),
-                0
-            ){{ "," if not loop.last }}
-            {%- endfor %}
-        ] as category_sequence
-    from days
-    inner join dates
-        on
-            days.event_day < dates.snapshot_date
-            and days.event_day >= dates.snapshot_date - 90
-    group by dates.snapshot_date, days.customer_id
-
-),
-
-window_days as (
-
-    select
-        dates.snapshot_date,
-        days.*
-    from days
-    inner join dates
-        on
-            days.event_day >= dates.snapshot_date
-            and days.event_day < dates.snapshot_date + {{ var('decision_days') }}
-    where dates.is_closed
-
-),
-
-outcomes as (
-
-    select
-        snapshot_date,
-        customer_id,
-        sum(purchases) as purchases,
-        sum(margin) as margin,
-        sum(coupon_cost) as coupon_cost,
-        sum(contact_cost) as contact_cost
-    from window_days
-    group by snapshot_date, customer_id
-
-),
-
-first_offers as (
-
-    select distinct on (snapshot_date, customer_id)
-        snapshot_date,
-        customer_id,
-        coupon_id,
-        propensity
-    from window_days
-    where coupon_id is not null
-    order by snapshot_date, customer_id, event_day
-
-),
-
+-- one date at a time: every date sees each customer once, so no step sorts the whole history
 snapshots as (
 
     select
         dates.snapshot_date,
         dates.as_of,
-        so_far.customer_id,
         dates.is_on_grid,
-
-        so_far.purchase_days,
-        so_far.first_purchase_on,
-        so_far.last_purchase_on,
-        so_far.purchases,
-        so_far.purchase_revenue,
-        so_far.margin,
-        so_far.category_id,
-        so_far.coupons_received,
-        so_far.coupons_redeemed,
         dates.remaining_budget_pct,
+        customers.*
+    from dates
+    cross join lateral (
 
-        coalesce(last_90_days.purchases_last_30d, 0) as purchases_last_30d,
-        coalesce(last_90_days.coupons_last_30d, 0) as coupons_last_30d,
-        coalesce(last_90_days.revenue_last_90d, 0) as revenue_last_90d,
-        coalesce(last_90_days.category_sequence, array_fill(0, array[30])) as category_sequence,
+        with recent as (
 
-        -- outcomes are known once the window is over
-        case when dates.is_closed then coalesce(first_offers.coupon_id, 'none') end as coupon_id,
-        first_offers.propensity,
-        case when dates.is_closed then coalesce(outcomes.purchases, 0) > 0 end as order_placed,
-        case when dates.is_closed then coalesce(outcomes.margin, 0) end as order_profit,
-        case when dates.is_closed then coalesce(outcomes.coupon_cost, 0) end as coupon_cost,
-        case when dates.is_closed then coalesce(outcomes.contact_cost, 0) end as contact_cost
-    from so_far
-    inner join dates on so_far.snapshot_date = dates.snapshot_date
-    left join last_90_days
-        on
-            so_far.snapshot_date = last_90_days.snapshot_date
-            and so_far.customer_id = last_90_days.customer_id
-    left join outcomes
-        on
-            so_far.snapshot_date = outcomes.snapshot_date
-            and so_far.customer_id = outcomes.customer_id
-    left join first_offers
-        on
-            so_far.snapshot_date = first_offers.snapshot_date
-            and so_far.customer_id = first_offers.customer_id
+            select
+                customer_id,
+                sum(purchases) filter (where dates.snapshot_date - event_day <= 30)
+                    as purchases_last_30d,
+                sum(coupons_offered) filter (where dates.snapshot_date - event_day <= 30)
+                    as coupons_last_30d,
+                sum(revenue) as revenue_last_90d,
+                array[
+                    {%- for age in range(30, 0, -1) %}
+                    coalesce(
+                        max(category_id) filter (where dates.snapshot_date - event_day = {{ age }}),
+                        0
+                    ){{ "," if not loop.last }}
+                    {%- endfor %}
+                ] as category_sequence
+            from {{ ref('int_customer_days') }}
+            where
+                event_day < dates.snapshot_date
+                and event_day >= dates.snapshot_date - 90
+            group by customer_id
+
+        ),
+
+        window_days as (
+
+            select *
+            from {{ ref('int_customer_days') }}
+            where
+                dates.is_closed
+                and event_day >= dates.snapshot_date
+                and event_day < dates.snapshot_date + {{ var('decision_days') }}
+
+        ),
+
+        outcomes as (
+
+            select
+                customer_id,
+                sum(purchases) as purchases,
+                sum(margin) as margin,
+                sum(coupon_cost) as coupon_cost,
+                sum(contact_cost) as contact_cost
+            from window_days
+            group by customer_id
+
+        ),
+
+        first_offers as (
+
+            select distinct on (customer_id)
+                customer_id,
+                coupon_id,
+                propensity
+            from window_days
+            where coupon_id is not null
+            order by customer_id, event_day
+
+        )
+
+        select
+            so_far.customer_id,
+            so_far.purchase_days,
+            so_far.first_purchase_on,
+            so_far.last_purchase_on,
+            so_far.purchases,
+            so_far.purchase_revenue,
+            so_far.margin,
+            so_far.category_id,
+            so_far.coupons_received,
+            so_far.coupons_redeemed,
+
+            coalesce(recent.purchases_last_30d, 0) as purchases_last_30d,
+            coalesce(recent.coupons_last_30d, 0) as coupons_last_30d,
+            coalesce(recent.revenue_last_90d, 0) as revenue_last_90d,
+            coalesce(recent.category_sequence, array_fill(0, array[30])) as category_sequence,
+
+            -- outcomes are known once the window is over
+            case when dates.is_closed then coalesce(first_offers.coupon_id, 'none') end
+                as coupon_id,
+            first_offers.propensity,
+            case when dates.is_closed then coalesce(outcomes.purchases, 0) > 0 end as order_placed,
+            case when dates.is_closed then coalesce(outcomes.margin, 0) end as order_profit,
+            case when dates.is_closed then coalesce(outcomes.coupon_cost, 0) end as coupon_cost,
+            case when dates.is_closed then coalesce(outcomes.contact_cost, 0) end as contact_cost
+        -- the totals that hold at the date: those after the last event before it
+        from {{ ref('int_customer_totals') }} as so_far
+        left join recent on so_far.customer_id = recent.customer_id
+        left join outcomes on so_far.customer_id = outcomes.customer_id
+        left join first_offers on so_far.customer_id = first_offers.customer_id
+        where
+            so_far.event_day < dates.snapshot_date
+            and so_far.next_event_day >= dates.snapshot_date
+            and so_far.purchase_days > 0
+
+    ) as customers
 
 )
 

@@ -25,5 +25,6 @@ select
     coalesce(seen.has_purchased, false) as has_purchased,
     seen.last_coupon_on
 from seen
-full join {{ ref('stg_winback__customers') }} as customers on seen.customer_id = customers.customer_id
+full join {{ ref('stg_winback__customers') }} as customers
+    on seen.customer_id = customers.customer_id
 where seen.has_ordered or customers.is_created
