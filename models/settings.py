@@ -154,7 +154,8 @@ class Settings(BaseModel):
         for name, edges in bins.items():
             if not edges or list(edges) != sorted(set(edges)):
                 raise ValueError(f"expected rising bin edges for {name}, came {edges}")
-        return bins
+        # one order of the parts of a state key: a JSON store on the way may have sorted the names
+        return {name: bins[name] for name in DEFAULT_STATE_BINS if name in bins}
 
     @property
     def gap_days(self) -> int:

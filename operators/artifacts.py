@@ -101,8 +101,6 @@ class Artifacts:
 def _store_errors(place: str) -> "Iterator[None]":
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise StoreUnavailableError(
             f"cannot use the artifact store at {place}: {error.strerror or error}. "

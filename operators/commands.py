@@ -81,6 +81,7 @@ def export(as_of: str, output: Path, data_dir: Path) -> int:
 
     Raises:
         NotFittedError: nothing has been published for that date.
+        SettingsError: the file cannot be written.
     """
     from psycopg import sql
 
@@ -90,17 +91,27 @@ def export(as_of: str, output: Path, data_dir: Path) -> int:
         "schema": sql.Identifier(load_settings().schema_name),
         "as_of": sql.Literal(as_of),
     }
-    partial = output.with_name(output.name + ".partial")
     with _connections(data_dir) as connections, transaction(_warehouse(connections)) as connection:
         _check_published(connection, names, as_of)
-        with open(partial, "wb") as file, connection.cursor() as cursor:
-            with cursor.copy(sql.SQL(COUPON_LIST).format(**names)) as rows:
-                for block in rows:
-                    file.write(block)
-            count = cursor.rowcount
-        partial.replace(output)
+        query = sql.SQL(COUPON_LIST).format(**names)
+        try:
+            count = _copy_to_file(connection, query, output)
+        except OSError as error:
+            raise SettingsError(f"{output} cannot be written: {error.strerror}.") from error
     Console().print(f"{count:,} coupons for {as_of} written to {output}")
     return DONE
+
+
+def _copy_to_file(connection: Any, query: Any, output: Path) -> int:
+    """Write a COPY's rows, whole or not at all; return how many there are."""
+    partial = output.with_name(output.name + ".partial")
+    with open(partial, "wb") as file, connection.cursor() as cursor:
+        with cursor.copy(query) as rows:
+            for block in rows:
+                file.write(block)
+        count = int(cursor.rowcount)
+    partial.replace(output)
+    return count
 
 
 def rollback(data_dir: Path) -> int:

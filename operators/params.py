@@ -23,7 +23,8 @@ def _form(field: dict[str, Any]) -> dict[str, Any]:
     described = {"description_md": field["description"]}
     options = field.get("anyOf")
     if options is None:
-        kept = ("type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum")
+        limits = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "maxLength")
+        kept = ("type", "enum", "pattern", *limits)
         return {**described, **{name: field[name] for name in kept if name in field}}
     given = next(option for option in options if option["type"] != "null")
     return {**described, **given, "type": ["null", given["type"]]}

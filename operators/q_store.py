@@ -80,7 +80,8 @@ class QStore:
         with redis_errors(self.client):
             if _checksum(self._stored(version)) != checksum:
                 self._send(version, fields)
-            self.client.set(meta_key(version), json.dumps(described, sort_keys=True))
+            # not sorted: the order of the bins is the order of the parts of a state key
+            self.client.set(meta_key(version), json.dumps(described))
             if version not in self.served():
                 self._expire(version)  # a version that is never served must not stay for good
             stored = self._stored(version)

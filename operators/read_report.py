@@ -255,7 +255,9 @@ def _coupon_lines(catalogue: Catalogue, rows: list[Row]) -> list[CouponLine]:
 
 
 def _without_coupon(rows: list[Row]) -> list[tuple[str, int]]:
-    lines = ((WITHOUT_COUPON.get(row["reason"], row["reason"]), row["customers"]) for row in rows)
+    lines: list[tuple[str, int]] = [
+        (WITHOUT_COUPON.get(row["reason"], str(row["reason"])), row["customers"]) for row in rows
+    ]
     return sorted(lines, key=lambda line: (-line[1], line[0]))
 
 

@@ -49,6 +49,8 @@ def render(report: RunReport, docs: dict[str, str]) -> str:
     environment.filters.update(
         money=partial(money, currency=report.currency),
         signed=partial(signed, currency=report.currency),
+        amount=money,  # where the column's head names the currency
+        difference=signed,
         day=day,
         count="{:,}".format,
         percent=percent,

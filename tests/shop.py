@@ -14,7 +14,7 @@ import pandas as pd
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from winback.operators.sample import create_source_tables, load_frames
+from winback.operators.sample import load_frames
 
 PROJECT = Path(__file__).resolve().parent.parent / "dbt_project"
 ONLY_MODELS = ("--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
@@ -99,7 +99,12 @@ def load(url: str, frames: Mapping[str, pd.DataFrame], schema: str) -> None:
 
 
 def build(
-    url: str, schema: str, as_of: date, *arguments: str, sources: str | None = None, **variables: Any
+    url: str,
+    schema: str,
+    as_of: date,
+    *arguments: str,
+    sources: str | None = None,
+    **variables: Any,
 ) -> Any:
     """``dbt build`` as of a date into ``schema``, by default from its sources ``{schema}_raw``.
 

@@ -21,6 +21,7 @@ class Oracle:
     orders: pd.DataFrame
     offers: pd.DataFrame
     budgets: pd.DataFrame
+    categories: dict[tuple[str, date], str]  # the winner of each customer's purchase day
     category_ids: dict[str, int]
 
     def snapshot(self, customer: str, day: date) -> dict[str, Any] | None:
@@ -34,7 +35,7 @@ class Oracle:
         days = sorted(set(purchases["day"]))
         coupons = offers[(offers["day"] < day) & (offers["coupon_id"] != "none")]
         month, quarter = day - timedelta(30), day - timedelta(90)
-        category = self.category(purchases[purchases["day"] == days[-1]])
+        category = self.categories[customer, days[-1]]
         return {
             "frequency": len(days) - 1,
             "recency_days": (days[-1] - days[0]).days,
@@ -51,7 +52,7 @@ class Oracle:
             "coupons_received": len(coupons),
             "coupons_redeemed": int((past["coupon_cost"] > 0).sum()),
             "category_sequence": [
-                self.category_ids.get(self.category(purchases[purchases["day"] == month + timedelta(i)]), 0)
+                self.category_ids.get(self.categories.get((customer, month + timedelta(i)), ""), 0)
                 for i in range(30)
             ],
             **self.outcome(orders, offers, day),
@@ -77,11 +78,6 @@ class Oracle:
             "reward": profit - cost - contact,
         }
 
-    def category(self, purchases: pd.DataFrame) -> str | None:
-        """Category with most revenue; of equal ones the first by name."""
-        revenue = lines_of(purchases).groupby("category")["revenue"].sum()
-        return min(revenue.index, key=lambda name: (-revenue[name], name)) if len(revenue) else None
-
     def remaining_budget(self, day: date) -> float | None:
         for start, end, amount in self.budgets.itertuples(index=False):
             if start <= day < end:
@@ -90,33 +86,37 @@ class Oracle:
         return None
 
 
-def lines_of(purchases: pd.DataFrame) -> pd.DataFrame:
-    """Category and revenue of each line; an order without lines is one line of its own."""
-    return pd.DataFrame(
-        [line for lines in purchases["lines"] for line in lines], columns=["category", "revenue"]
-    )
-
-
 def oracle(frames: dict[str, pd.DataFrame]) -> Oracle:
     """Prepare the frames; nothing on or after AS_OF is left."""
     orders = with_day(frames["orders"], "ordered_at")
     orders["margin"] = orders["margin"].fillna(orders["revenue"] * MARGIN_RATE)
-    items = frames["order_items"].assign(category=lambda t: t["category"].fillna("unknown"))
-    lines = {o: list(zip(g["category"], g["revenue"], strict=True)) for o, g in items.groupby("order_id")}
-    orders["lines"] = [
-        lines.get(order, [("unknown", revenue)])
-        for order, revenue in zip(orders["order_id"], orders["revenue"], strict=True)
-    ]
     offers = with_day(frames["coupon_offers"], "offered_at")
     costs = frames["coupons"].set_index("coupon_id")["contact_cost"]
     offers["contact_cost"] = offers["coupon_id"].map(costs).fillna(0.0)
-    seen = sorted(
-        (ordered_at, name)
-        for ordered_at, lines in orders.loc[orders["revenue"] >= 0, ["ordered_at", "lines"]].itertuples(index=False)
-        for name, _ in lines
+    lines = purchase_lines(orders, frames["order_items"])
+    first_seen = zip(lines["ordered_at"], lines["category"], strict=True)
+    seen = dict.fromkeys(name for _, name in sorted(first_seen))
+    return Oracle(
+        orders,
+        offers,
+        frames["budgets"],
+        {key: top_category(group) for key, group in lines.groupby(["customer_id", "day"])},
+        {name: number for number, name in enumerate(seen, 1)},
     )
-    ids = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in seen), 1)}
-    return Oracle(orders, offers, frames["budgets"], ids)
+
+
+def purchase_lines(orders: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """Lines of purchases; an order without lines is one line of the category unknown."""
+    purchases = orders[orders["revenue"] >= 0].rename(columns={"revenue": "paid"})
+    lines = purchases.merge(items, "left", on="order_id", indicator=True)
+    lines["revenue"] = lines["revenue"].where(lines["_merge"] == "both", lines["paid"])
+    return lines.fillna({"category": "unknown"})
+
+
+def top_category(lines: pd.DataFrame) -> str:
+    """Category with most revenue; of equal ones the first by name."""
+    revenue = lines.groupby("category")["revenue"].sum()
+    return str(min(revenue.index, key=lambda name: (-revenue[name], name)))
 
 
 def with_day(events: pd.DataFrame, at: str) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def with_day(events: pd.DataFrame, at: str) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def frames() -> dict[str, pd.DataFrame]:
-    return random_shop()
+    return random_shop(customers=30)
 
 
 @pytest.fixture(scope="module")
@@ -206,14 +206,14 @@ def test_customers_known_equal_a_set_of_names(
     assert not expected["has_purchased"].all()
 
 
-def test_later_rows_change_nothing(
-    warehouse: str, frames: dict[str, pd.DataFrame]
-) -> None:
+def test_later_rows_change_nothing(warehouse: str, frames: dict[str, pd.DataFrame]) -> None:
     """As-of correctness: the same marts from sources that end at as_of and from all of them."""
     midnight = pd.Timestamp(AS_OF, tz=TIMEZONE)
     before = dict(frames)
     before["orders"] = frames["orders"][frames["orders"]["ordered_at"] < midnight]
-    before["coupon_offers"] = frames["coupon_offers"][frames["coupon_offers"]["offered_at"] < midnight]
+    before["coupon_offers"] = frames["coupon_offers"][
+        frames["coupon_offers"]["offered_at"] < midnight
+    ]
     is_there = before["order_items"]["order_id"].isin(before["orders"]["order_id"])
     before["order_items"] = before["order_items"][is_there]
     assert len(before["orders"]) < len(frames["orders"])

@@ -67,11 +67,16 @@ LATE_CHANGES = {
         "update shop_raw.order_items set category = 'aaa' where category = 'toys' and order_id in "
         "(select order_id from shop_raw.orders where ordered_at > '2024-03-13')",
     ),
-    "refund taken back": ("delete from shop_raw.orders where revenue < 0 and ordered_at > '2024-03-13'",),
-    "offer reported late": (
-        "insert into shop_raw.coupon_offers values ('late', 'c1', 'save5', '2024-03-13 12:00+00', .5)",
+    "refund taken back": (
+        "delete from shop_raw.orders where revenue < 0 and ordered_at > '2024-03-13'",
     ),
-    "budget raised": ("update shop_raw.budgets set amount = 2000 where period_start = '2024-03-01'",),
+    "offer reported late": (
+        "insert into shop_raw.coupon_offers "
+        "values ('late', 'c1', 'save5', '2024-03-13 12:00+00', .5)",
+    ),
+    "budget raised": (
+        "update shop_raw.budgets set amount = 2000 where period_start = '2024-03-01'",
+    ),
     "sending becomes dearer": ("update shop_raw.coupons set contact_cost = contact_cost + 1",),
 }
 
@@ -91,7 +96,9 @@ def test_a_late_row_rewrites_only_what_it_can_change(warehouse: str) -> None:
     """An order of 13 March belongs to the window of Monday the 11th and to all later features."""
     as_of = MONDAY + timedelta(1)
     assert build(warehouse, "shop", as_of).success
-    change(warehouse, "insert into shop_raw.orders values ('13 March', 'c2', '2024-03-13 12:00+00', 9)")
+    change(
+        warehouse, "insert into shop_raw.orders values ('13 March', 'c2', '2024-03-13 12:00+00', 9)"
+    )
     assert build(warehouse, "shop", as_of, run_id="late").success
     query = "select min(snapshot_date) as first from shop.customer_snapshots where run_id = 'late'"
     assert rows(warehouse, query)["first"].item() == date(2024, 3, 11)

@@ -3,10 +3,9 @@
 import json
 import subprocess
 import sys
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-import pandas as pd
 import psycopg
 import pytest
 import yaml
@@ -78,7 +77,9 @@ def test_only_orders_must_have_rows(warehouse_url: str) -> None:
     assert set(found["category"]) == {"unknown"}
     assert set(found["coupon_id"].dropna()) == {"none"}
     assert found["remaining_budget_pct"].isna().all()
-    assert list(rows(warehouse_url, "select coupon_id from bare_staging.stg_coupons")["coupon_id"]) == ["none"]
+    assert list(
+        rows(warehouse_url, "select coupon_id from bare_staging.stg_coupons")["coupon_id"]
+    ) == ["none"]
 
 
 def test_without_orders_the_marts_are_empty(warehouse_url: str) -> None:
@@ -128,7 +129,9 @@ BAD_SOURCES = [
 
 
 @pytest.mark.parametrize(
-    ("table", "statement", "test", "named", "mart"), BAD_SOURCES, ids=[case[2] for case in BAD_SOURCES]
+    ("table", "statement", "test", "named", "mart"),
+    BAD_SOURCES,
+    ids=[case[2] for case in BAD_SOURCES],
 )
 def test_bad_sources_stop_the_build_and_are_named(
     shop: str, table: str, statement: str, test: str, named: str, mart: str

@@ -135,6 +135,15 @@ def test_damaged_content_is_repaired_by_staging_again(store):
     assert store.client.hgetall(table_key(version)) == {"warm": '{"none": 1}'}
 
 
+def test_the_reader_builds_the_keys_that_the_planner_wrote(store):
+    """The description keeps the order of the features, which is not the alphabet's."""
+    space = StateSpace({"purchases_last_30d": (1,), "avg_order_value": (10,)})
+    customer = {"purchases_last_30d": 2, "avg_order_value": 5.0, "category": "toys"}
+    values = [(space.key(customer), {"none": 0.0, "save5": 1.0})]
+    store.activate(store.stage("2024-07-29", values, {"state_space": space.to_dict()}))
+    assert CouponReader(store.client).coupon(customer) == "save5"
+
+
 def test_before_any_run_everybody_gets_none(redis_url):
     assert CouponReader(connect(redis_url)).coupon({}) == "none"
 

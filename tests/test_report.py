@@ -335,8 +335,8 @@ def test_holdout_comparison_pools_the_groups(shop: Shop) -> None:
     )
     assert row["profit_difference"] == pytest.approx((1400 - 30 - 10) / 400 - 140 / 50)
     text = _text(shop.page())
-    assert "26 February 2024 400 (50) 45% (40%) +5.0 ± 14.4 3.40 EUR (2.80 EUR) +0.60 EUR" in text
-    assert "30.00 EUR (25.00 EUR)" in text
+    assert "2024-02-26 400 (50) 45% (40%) +5.0 ± 14.4 3.40 (2.80) +0.60 30.00 (25.00)" in text
+    assert "Profit each, EUR" in text
 
 
 def test_second_published_run_draws_the_history(shop: Shop) -> None:
@@ -500,6 +500,6 @@ def _recommendation(
 def _q_row(
     mark: Mapping[str, Any], state: str, coupon: str, q: float, visits: int, is_supported: bool
 ) -> dict[str, Any]:
-    figures = {"q_value": q, "visits": visits, "expected_reward": 1.0, "future_value": 1.0}
+    figures = {"q_value": q, "visits": visits, "support": visits, "expected_reward": 1.0}
     key = {"state": state, "coupon_id": coupon, "is_supported": is_supported}
-    return {**mark, **key, **figures}
+    return {**mark, **key, **figures, "future_value": 1.0}

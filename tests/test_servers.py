@@ -183,6 +183,16 @@ def test_an_ordinary_user_starts_and_stops_them(data_dir):
     assert running_in(data_dir) == []
 
 
+def test_root_lets_the_system_user_pass_into_a_private_home(data_dir, caplog):
+    if os.geteuid() != 0:
+        pytest.skip("only root needs a system user for PostgreSQL")
+    data_dir.chmod(0o700)
+    with running_servers(data_dir / "data"):
+        pass
+    assert data_dir.stat().st_mode & 0o777 == 0o701
+    assert f"Allowed all users to pass through {data_dir}," in caplog.text
+
+
 def as_nobody() -> list[str]:
     """A command prefix that runs this Python as the user nobody."""
     plain = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]

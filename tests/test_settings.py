@@ -60,6 +60,13 @@ def test_state_bins_from_the_environment_are_json():
     assert load_settings({}, environment).state_bins == {"avg_order_value": (10, 20)}
 
 
+def test_the_order_of_the_bins_does_not_depend_on_how_they_travelled():
+    """It is the order of the parts of a state key; Postgres' jsonb sorts the names."""
+    settings = load_settings({}, EMPTY)
+    text = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+    assert list(load_settings(json.loads(text), EMPTY).state_bins) == list(settings.state_bins)
+
+
 def test_an_empty_variable_is_no_value():
     assert load_settings({}, {"WINBACK_BUDGET": ""}).budget is None
 

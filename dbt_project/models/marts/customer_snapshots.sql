@@ -32,36 +32,39 @@ snapshots as (
         with recent as (
 
             select
-                customer_id,
-                sum(purchases) filter (where dates.snapshot_date - event_day <= 30)
+                events.customer_id,
+                sum(events.purchases)
+                filter (where dates.snapshot_date - events.event_day <= 30)
                     as purchases_last_30d,
-                sum(coupons_offered) filter (where dates.snapshot_date - event_day <= 30)
+                sum(events.coupons_offered)
+                filter (where dates.snapshot_date - events.event_day <= 30)
                     as coupons_last_30d,
-                sum(revenue) as revenue_last_90d,
+                sum(events.revenue) as revenue_last_90d,
                 array[
                     {%- for age in range(30, 0, -1) %}
                     coalesce(
-                        max(category_id) filter (where dates.snapshot_date - event_day = {{ age }}),
+                        max(events.category_id)
+                        filter (where dates.snapshot_date - events.event_day = {{ age }}),
                         0
                     ){{ "," if not loop.last }}
                     {%- endfor %}
                 ] as category_sequence
-            from {{ ref('int_customer_days') }}
+            from {{ ref('int_customer_days') }} as events
             where
-                event_day < dates.snapshot_date
-                and event_day >= dates.snapshot_date - 90
-            group by customer_id
+                events.event_day < dates.snapshot_date
+                and events.event_day >= dates.snapshot_date - 90
+            group by events.customer_id
 
         ),
 
         window_days as (
 
-            select *
-            from {{ ref('int_customer_days') }}
+            select events.*
+            from {{ ref('int_customer_days') }} as events
             where
                 dates.is_closed
-                and event_day >= dates.snapshot_date
-                and event_day < dates.snapshot_date + {{ var('decision_days') }}
+                and events.event_day >= dates.snapshot_date
+                and events.event_day < dates.snapshot_date + {{ var('decision_days') }}
 
         ),
 
