@@ -1,6 +1,7 @@
 """winback_daily: from the orders in the warehouse to today's coupons, step by step."""
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from airflow.sdk import DAG, Asset, ExceptionRetryPolicy, RetryAction, RetryRule, chain
 
@@ -66,7 +67,8 @@ with DAG(
     },
 ) as dag:
     start = StartRunOperator(task_id="start_run")
-    run = {name: start.output[name] for name in ("as_of", "run_id", "settings")}
+    started: Any = start.output  # Airflow's XComArg; its type hides that it is indexed by key
+    run = {name: started[name] for name in ("as_of", "run_id", "settings")}
 
     check_sources = CheckDataOperator(task_id="check_sources", suite="sources", **run)
     dbt_features = DbtBuildOperator(task_id="dbt_features", select="tag:features", **run)
@@ -87,7 +89,7 @@ with DAG(
     )
     publish = PublishOperator(
         task_id="publish",
-        started_at=start.output["started_at"],
+        started_at=started["started_at"],
         metrics={
             "survival": fit_survival.output,
             "profit": train_profit.output,
@@ -100,7 +102,7 @@ with DAG(
     dbt_reports = DbtBuildOperator(task_id="dbt_reports", select="tag:reports", **run)
     report = ReportOperator(task_id="report", **run)
     finish_run = FinishRunOperator(
-        task_id="finish_run", started_at=start.output["started_at"], **run
+        task_id="finish_run", started_at=started["started_at"], **run
     ).as_teardown(setups=start)
 
     chain(

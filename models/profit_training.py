@@ -84,7 +84,7 @@ def train_profit(
     Args:
         data: past decisions whose window is over.
         schema: names of features, categories and coupons.
-        config: defaults are for a few hundred thousand rows on two cores.
+        config: the defaults suit some hundred thousand rows on a CPU.
         on_epoch: called after each epoch with its figures.
         on_checkpoint: called after each epoch with what ``checkpoint`` takes.
         checkpoint: resume from here; ignored when it belongs to other data or settings.
@@ -119,7 +119,7 @@ class Trainer:
         config: ProfitConfig,
         split: tuple[Booleans, Booleans, Booleans],
     ) -> None:
-        self.schema, self.config, self.split = schema, config, split
+        self.schema, self.config = schema, config
         self.train, self.tuning = data.take(split[0]), data.take(split[1])
         self.report_from = int(data.day[split[2]].min())
         self.fingerprint = _fingerprint(data, schema, config)

@@ -30,6 +30,7 @@ DEFAULT_STATE_BINS: dict[str, tuple[float, ...]] = {
     "avg_order_value": (10, 25, 50, 100),  # small change to a full trolley, currency
     "remaining_budget_pct": (0.25, 0.5, 0.75),  # quarters of the period's money
     "coupons_last_30d": (1, 2),  # promotion fatigue: none, one, more
+    "p_alive": (0.1, 0.5, 0.9),  # gone, probably gone, probably here, here
 }
 
 
@@ -174,9 +175,10 @@ class Settings(BaseModel):
 
     @property
     def config_hash(self) -> str:
-        """Short hash of everything that shapes a decision, dates and places apart."""
-        places = {"as_of", "publish", "artifacts_uri", "batch_rows", "device"}
-        text = json.dumps(self.model_dump(mode="json", exclude=places), sort_keys=True)
+        """Short hash of everything that shapes a decision: not when, where and how it runs."""
+        circumstances = {"as_of", "publish", "artifacts_uri", "batch_rows", "device"}
+        circumstances |= {"keep_versions_days", *DEPLOYMENT_SETTINGS}
+        text = json.dumps(self.model_dump(mode="json", exclude=circumstances), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

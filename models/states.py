@@ -23,6 +23,8 @@ ROOT = "all"
 UNKNOWN = "unknown"
 CATEGORY = "category"
 COARSE = ("days_since_last_purchase", "purchases_last_30d")  # recency and frequency carry most
+# A parent also tells who has probably left: what a coupon does to the others does not carry over.
+PARENT = (*COARSE, "p_alive")
 OUTCOME = (*COARSE, "coupons_last_30d")  # what an offer may change by the next decision
 NULLABLE = ("remaining_budget_pct",)  # null where no budget row covers the date
 ESCAPES = str.maketrans({"%": "%25", "|": "%7C", "=": "%3D"})  # as in URLs: readers can decode
@@ -52,7 +54,7 @@ class StateSpace:
         bins: Mapping[str, Sequence[float]],
         *,
         categorical: Sequence[str] = (CATEGORY,),
-        coarse: Sequence[str] = COARSE,
+        coarse: Sequence[str] = PARENT,
         nullable: Sequence[str] = NULLABLE,
     ) -> None:
         self.bins = {name: _checked_edges(name, edges) for name, edges in bins.items()}
@@ -242,6 +244,7 @@ _WORDS = {
     "purchases_last_30d": lambda low, high: f"{_count(low, high, 'order', 'orders')} in 30 days",
     "coupons_last_30d": lambda low, high: f"{_count(low, high, 'coupon', 'coupons')} in 30 days",
     "avg_order_value": lambda low, high: f"average order {_span(low, high)}",
+    "p_alive": lambda low, high: f"{_span(100 * low, 100 * high, '%')} likely still a customer",
     "remaining_budget_pct": lambda low, high: (
         f"{_span(100 * low, 100 * high, '%')} of the budget left"
     ),

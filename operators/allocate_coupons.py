@@ -19,6 +19,7 @@ from winback.operators.base import WinbackOperator
 from winback.operators.budget import run_budget
 from winback.operators.run import Run
 from winback.operators.snapshots import (
+    P_ALIVE,
     PROFIT_FEATURES,
     Catalogue,
     features,
@@ -178,7 +179,8 @@ def _read_model(run: Run) -> "ProfitModel":
 def _customers_query(run: Run) -> tuple[str, dict[str, Any]]:
     from psycopg import sql
 
-    wanted = dict.fromkeys((*PROFIT_FEATURES, *run.settings.state_bins, CATEGORY))
+    stored = (name for name in run.settings.state_bins if name != P_ALIVE)  # p_alive is a score
+    wanted = dict.fromkeys((*PROFIT_FEATURES, *stored, CATEGORY))
     columns = sql.SQL(", ").join(sql.Identifier("snapshots", name) for name in wanted)
     return KNOWN_CUSTOMERS, {**run.names, "columns": columns, "gap_days": run.settings.gap_days}
 

@@ -69,6 +69,7 @@ class DbtBuildOperator(DbtBuildLocalOperator):
         chosen = load_settings(self.settings).model_dump(mode="json")
         shaping = {name: chosen[name] for name in SETTING_VARS}
         self.vars = {"as_of": self.as_of, "run_id": self.run_id, **shaping}
+        self.profile_config = _profile(self.warehouse_conn_id)  # the one that was templated
         with transaction(warehouse_url(self.warehouse_conn_id)):
             pass
         try:

@@ -64,14 +64,16 @@ def fit_and_score(run: Run) -> dict[str, Any]:
         DataError: there is no customer with a purchase before ``as_of``.
     """
     triples = _read_triples(run)
-    history = [triples[name].to_numpy() for name in TRIPLE]
+    frequency, recency, age = (triples[name].to_numpy() for name in TRIPLE)
     fit = fit_survival(
-        *history,
+        frequency,
+        recency,
+        age,
         weights=triples["customers"].to_numpy(),
         engine=run.settings.survival_engine,
         penalizer=run.settings.survival_penalizer,
     )
-    scores = _scores(fit, history, run.settings.decision_days)
+    scores = _scores(fit, (frequency, recency, age), run.settings.decision_days)
     useful, in_words = gate_is_useful(np.repeat(scores["p_alive"], triples["customers"].to_numpy()))
     table = triples.select(TRIPLE)
     for name, values in scores.items():
@@ -92,9 +94,12 @@ def _read_triples(run: Run) -> Any:
     return triples
 
 
-def _scores(fit: SurvivalFit, history: list[Any], horizon_days: int) -> dict[str, Any]:
+def _scores(
+    fit: SurvivalFit, history: tuple[Any, Any, Any], horizon_days: int
+) -> dict[str, Any]:
+    frequency, recency, age = history
     return {
-        "p_alive": probability_alive(fit, *history),
-        "p_purchase": probability_of_purchase(fit, *history, horizon_days),
-        "expected_purchases": expected_purchases(fit, *history, horizon_days),
+        "p_alive": probability_alive(fit, frequency, recency, age),
+        "p_purchase": probability_of_purchase(fit, frequency, recency, age, horizon_days),
+        "expected_purchases": expected_purchases(fit, frequency, recency, age, horizon_days),
     }

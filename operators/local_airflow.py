@@ -173,7 +173,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def end_process_group(process: "subprocess.Popen[str]") -> None:
+def end_process_group(process: "subprocess.Popen[Any]") -> None:
     """End a process and its children, politely first."""
     import psutil
 

@@ -7,9 +7,17 @@ from airflow.sdk import Context
 
 from winback.models.mdp import CustomerModel, Transitions, learn_model, link_next_states
 from winback.models.states import EncodedStates, StateSpace
+from winback.models.survival import SurvivalFit
+from winback.operators.artifacts import SURVIVAL
 from winback.operators.base import WinbackOperator
 from winback.operators.run import Run
-from winback.operators.snapshots import Catalogue, read_catalogue
+from winback.operators.snapshots import (
+    HISTORY,
+    P_ALIVE,
+    Catalogue,
+    read_catalogue,
+    state_columns,
+)
 from winback.operators.warehouse import clear_work, read_table, write_table
 
 if TYPE_CHECKING:
@@ -51,7 +59,8 @@ def plan(run: Run) -> dict[str, Any]:
     catalogue = read_catalogue(run)
     space = StateSpace(run.settings.state_bins)
     rows = _read_decisions(run, space)
-    states = space.encode({name: rows[name].to_numpy() for name in space.features})
+    fit = SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
+    states = space.encode(state_columns(rows, fit, space.features))
     transitions = _transitions(rows, states, catalogue)
     settings = run.settings
     model = learn_model(
@@ -82,7 +91,8 @@ def plan(run: Run) -> dict[str, Any]:
 def _read_decisions(run: Run, space: StateSpace) -> Any:
     from psycopg import sql
 
-    columns = sql.SQL(", ").join(sql.Identifier(name) for name in space.features)
+    stored = [*HISTORY, *(name for name in space.features if name != P_ALIVE)]
+    columns = sql.SQL(", ").join(map(sql.Identifier, stored))
     names = {**run.names, "columns": columns, "decision_days": run.settings.decision_days}
     return read_table(run.url, DECISIONS, names)
 

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from winback.models.errors import SettingsError, first_rows
-from winback.models.profit_data import SEQUENCE_DAYS, ProfitData, ProfitSchema
-from winback.models.survival import SurvivalFit, probability_of_purchase
+from winback.models.profit_data import (
+    SEQUENCE_DAYS,
+    Floats,
+    Integers,
+    ProfitData,
+    ProfitSchema,
+)
+from winback.models.survival import SurvivalFit, probability_alive, probability_of_purchase
 from winback.operators.run import Run
 from winback.operators.warehouse import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+P_ALIVE = "p_alive"
 HISTORY = ("frequency", "recency_days", "age_days")
 PROFIT_FEATURES = (  # what the profit model knows of a customer beside the sequence of categories
     "days_since_last_purchase",
@@ -69,12 +76,13 @@ class Catalogue:
     face_values: tuple[float, ...]
     contact_costs: tuple[float, ...]
 
-    def index_of(self, coupon_ids: "pa.ChunkedArray") -> np.ndarray[Any, np.dtype[np.int64]]:
+    def index_of(self, coupon_ids: "pa.ChunkedArray") -> Integers:
         """(n,) position of every coupon id; ids that left the catalogue raise a KeyError."""
         position = {coupon_id: index for index, coupon_id in enumerate(self.coupon_ids)}
         encoded = coupon_ids.combine_chunks().dictionary_encode()
         known = np.array([position[name] for name in encoded.dictionary.to_pylist()], np.int64)
-        return known[encoded.indices.to_numpy()]
+        positions: Integers = known[encoded.indices.to_numpy()]
+        return positions
 
     def positions(self, allowed: Sequence[str]) -> list[int]:
         """`none` and the coupons that are allowed, in catalogue order; all if none is named."""
@@ -125,19 +133,33 @@ def read_training_data(run: Run, catalogue: Catalogue, fit: SurvivalFit) -> Prof
     )
 
 
-def sequences(rows: "pa.Table") -> np.ndarray[Any, np.dtype[np.int64]]:
+def sequences(rows: "pa.Table") -> Integers:
     """(n, 30) category id per day, oldest first."""
     days = rows["category_sequence"].combine_chunks().flatten()
-    return days.to_numpy(zero_copy_only=False).astype(np.int64).reshape(-1, SEQUENCE_DAYS)
+    by_customer: Integers = days.to_numpy(zero_copy_only=False).astype(np.int64)
+    return by_customer.reshape(-1, SEQUENCE_DAYS)
 
 
-def features(rows: "pa.Table") -> np.ndarray[Any, np.dtype[np.float64]]:
+def features(rows: "pa.Table") -> Floats:
     """(n, F) the profit model's features, NaN where unknown."""
     columns = [rows[name].to_numpy().astype(np.float64) for name in PROFIT_FEATURES]
     return np.column_stack(columns)
 
 
-def p_purchase(rows: "pa.Table", fit: SurvivalFit, horizon_days: int) -> Any:
+def p_purchase(rows: "pa.Table", fit: SurvivalFit, horizon_days: int) -> Floats:
     """(n,) P(at least one purchase in the window) from the history up to each snapshot."""
-    history = [rows[name].to_numpy().astype(np.float64) for name in HISTORY]
-    return probability_of_purchase(fit, *history, horizon_days)
+    frequency, recency, age = _history(rows)
+    return probability_of_purchase(fit, frequency, recency, age, horizon_days)
+
+
+def state_columns(rows: "pa.Table", fit: SurvivalFit, names: Sequence[str]) -> dict[str, Any]:
+    """(n,) each: the state's features; P(alive) comes from the history up to each snapshot."""
+    columns = {name: rows[name].to_numpy() for name in names if name != P_ALIVE}
+    if P_ALIVE in names:
+        columns[P_ALIVE] = probability_alive(fit, *_history(rows))
+    return columns
+
+
+def _history(rows: "pa.Table") -> tuple[Floats, Floats, Floats]:
+    frequency, recency, age = (rows[name].to_numpy().astype(np.float64) for name in HISTORY)
+    return frequency, recency, age

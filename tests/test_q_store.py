@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -22,15 +23,6 @@ from winback.operators.q_store import (
 )
 
 KEEP_SECONDS = 1000
-FEATURES = (
-    "days_since_last_purchase",
-    "purchases_last_30d",
-    "avg_order_value",
-    "remaining_budget_pct",
-    "coupons_last_30d",
-    "category",
-)
-STATES = [("warm", {"none": 1.0, "save5": 2.0}), ("cold", {"none": 3.0})]
 
 
 @pytest.fixture
@@ -169,13 +161,14 @@ def serving(shop) -> "redis.Redis[str]":
     return connect(shop.redis_url)
 
 
-def customers(shop: Shop) -> list[dict[str, object]]:
-    names = ("customer_id", *FEATURES)
-    columns = ", ".join(names)
+def customers(shop: Shop) -> list[dict[str, Any]]:
+    """What a shop's own system knows of its customers: everything that winback knows."""
     rows = shop.query(
-        f"select {columns} from winback.customer_snapshots where snapshot_date = %s", shop.as_of
+        "select to_jsonb(scores) || to_jsonb(snapshots) from winback.customer_snapshots snapshots "
+        "join winback.customer_scores scores using (customer_id) where snapshot_date = %s",
+        shop.as_of,
     )
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    return [row for (row,) in rows]
 
 
 def test_the_reader_gives_what_sql_finds_in_the_q_table(shop, serving):

@@ -77,8 +77,10 @@ def test_settings_survive_the_way_through_json():
     assert load_settings(json.loads(json.dumps(settings.model_dump(mode="json")))) == settings
 
 
-@pytest.mark.parametrize("change", [{"as_of": "2024-01-01"}, {"artifacts_uri": "s3://b"}])
-def test_dates_and_places_leave_the_hash_alone(change):
+@pytest.mark.parametrize(
+    "change", [{"as_of": "2024-01-01"}, {"artifacts_uri": "s3://b"}, {"task_retries": 0}]
+)
+def test_when_where_and_how_a_run_runs_leaves_the_hash_alone(change):
     assert load_settings(change, EMPTY).config_hash == load_settings({}, EMPTY).config_hash
 
 
