@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-export WINBACK_DATA_DIR := $(CURDIR)/.winback  # data, logs and reports of demo and up
+# Data, logs and reports of demo and up.
+export WINBACK_DATA_DIR := $(CURDIR)/.winback
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint up clean

@@ -20,6 +20,7 @@ from winback.models.profit_data import Booleans, Floats, ProfitData, ProfitSchem
 
 TRANSFORMER, BOOSTING, MEAN = "transformer", "gradient_boosting", "mean"
 _NAMES = {TRANSFORMER: "the Transformer", BOOSTING: "gradient boosting", MEAN: "the mean"}
+ALIKE = 0.01  # errors closer than this share say nothing, with this many rows or fewer
 _EDGE = 1e-6  # a probability of exactly 0 or 1 would make the log loss infinite
 
 
@@ -90,7 +91,7 @@ def compare_with_baselines(model: ProfitModel, data: ProfitData, *, seed: int = 
         purchase_deciles=decile_table(logged.purchase, report.purchased.astype(np.float64)),
         reward_deciles=decile_table(logged.reward, report.reward),
         is_transformer_best=best,
-        verdict=_verdict(scores, best, len(report)),
+        verdict=_verdict(scores, len(report)),
     )
 
 
@@ -154,11 +155,14 @@ def mean_forecast(train: ProfitData, later: ProfitData) -> tuple[Floats, Floats]
     return np.full(n, train.purchased.mean()), np.full(n, train.reward.mean())
 
 
-def _verdict(scores: Mapping[str, Scores], is_best: bool, rows: int) -> str:
+def _verdict(scores: Mapping[str, Scores], rows: int) -> str:
     errors = ", ".join(f"{_NAMES[name]} {value.reward_rmse:.2f}" for name, value in scores.items())
-    outcome = (
-        "the Transformer forecasts best"
-        if is_best
-        else "the Transformer does not beat the simpler models: read its forecasts with care"
-    )
+    own = scores[TRANSFORMER].reward_rmse
+    rival = min(value.reward_rmse for name, value in scores.items() if name != TRANSFORMER)
+    if abs(own - rival) < ALIKE * rival:
+        outcome = "the Transformer is about as good as the best simpler model, not better"
+    elif own < rival:
+        outcome = "the Transformer forecasts best"
+    else:
+        outcome = "the Transformer does not beat the simpler models: read its forecasts with care"
     return f"Error per customer and window (RMSE, {rows:,} later rows): {errors}; {outcome}."

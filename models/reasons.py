@@ -74,8 +74,9 @@ def describe_run(summary: Summary, currency: str = "") -> str:
 
 
 def money(amount: float, currency: str = "") -> str:
-    """An amount for people: two decimals, thousands apart."""
-    return f"{amount:,.2f} {currency}".rstrip()
+    """An amount for people: two decimals, thousands apart, a true minus and no minus zero."""
+    sign = "−" if round(amount, 2) < 0 else ""
+    return f"{sign}{abs(amount):,.2f} {currency}".rstrip()
 
 
 def _suppressed(gap_days: int) -> dict[str, str]:

@@ -57,6 +57,8 @@ class DbtBuildOperator(DbtBuildLocalOperator):
             invocation_mode=InvocationMode.DBT_RUNNER,
             install_deps=False,
             emit_datasets=False,
+            # Unit tests check the SQL, not the data: they belong to development, not to each night.
+            dbt_cmd_flags=["--exclude-resource-type", "unit_test"],
             **kwargs,
         )
         self.as_of = as_of

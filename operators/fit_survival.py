@@ -94,9 +94,7 @@ def _read_triples(run: Run) -> Any:
     return triples
 
 
-def _scores(
-    fit: SurvivalFit, history: tuple[Any, Any, Any], horizon_days: int
-) -> dict[str, Any]:
+def _scores(fit: SurvivalFit, history: tuple[Any, Any, Any], horizon_days: int) -> dict[str, Any]:
     frequency, recency, age = history
     return {
         "p_alive": probability_alive(fit, frequency, recency, age),

@@ -23,6 +23,7 @@ from winback.operators.q_store import (
 )
 
 KEEP_SECONDS = 1000
+STATES = [("warm", {"none": 1.0, "save5": 2.0}), ("cold", {"none": 3.0})]
 
 
 @pytest.fixture
