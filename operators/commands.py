@@ -1,6 +1,7 @@
 """The commands: demo, run, up, export and rollback. Exit codes: 0 done, 1 failed, 2 wrong call."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
@@ -144,14 +145,20 @@ def _daily_run(
 
 
 def _say_how_to_go_on(console: Console, as_of: date, timezone: str, data_dir: Path) -> None:
-    place, later = f"--data-dir {data_dir}", as_of + timedelta(days=7)
+    place, later = f"--data-dir {_short(data_dir)}", as_of + timedelta(days=7)
+    winback = _short(Path(sys.argv[0]))
     console.print("\nThe servers have been stopped; the data stay. To go on:")
     for command, purpose in (
-        (f"winback up {place}", "the servers, with addresses for psql, and Airflow's pages"),
-        (f"winback run --as-of {later} --timezone {timezone} {place}", "the next week"),
-        (f"winback export --as-of {as_of} -o coupons.csv {place}", "for a campaign tool"),
+        (f"{winback} up {place}", "the servers, with addresses for psql, and Airflow's pages"),
+        (f"{winback} run --as-of {later} --timezone {timezone} {place}", "the next week"),
+        (f"{winback} export --as-of {as_of} -o coupons.csv {place}", "for a campaign tool"),
     ):
         console.print(f"  {command}   [dim]{purpose}[/]", highlight=False, soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it from here."""
+    return min(str(path), os.path.relpath(path), key=len)
 
 
 def _show_result(
