@@ -134,7 +134,7 @@ class QStore:
                 _ = pipeline.set(pointer, version) if version else pipeline.delete(pointer)
             for version in filter(None, after):
                 pipeline.persist(table_key(version)).persist(meta_key(version))
-            for version in {*before} - {*after, None}:
+            for version in filter(None, {*before} - {*after}):
                 pipeline.expire(table_key(version), self.keep_seconds)
                 pipeline.expire(meta_key(version), self.keep_seconds)
 

@@ -65,7 +65,7 @@ from (
     ) reasoned
 ) decided;
 insert into winback_work.q_table
-select '{{as_of}}', '{RUN_ID}', state, coupon_id, 1.5, 40, 1.2, 0.3, true
+select '{{as_of}}', '{RUN_ID}', state, coupon_id, 1.5, 40, 400, 1.2, 0.3, true
 from (values ('a'), ('b')) states (state)
 cross join (values ('none'), ('save5')) coupons (coupon_id);
 """

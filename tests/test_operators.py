@@ -221,10 +221,3 @@ def test_on_kill_ends_the_training(shop):
     operator._process.stdout.readline()  # an epoch is done: it is at work
     operator.on_kill()
     assert psutil.wait_procs([process], timeout=30)[0]
-
-
-def test_without_a_survival_fit_there_is_nothing_to_train_on(shop):
-    values = {"artifacts_uri": shop.artifacts.as_uri()}
-    run = Run(shop.url, shop.as_of, "never started", load_settings(values))
-    with pytest.raises(errors.NotFittedError, match=r"survival\.json, found nothing"):
-        operator_for(run).execute({})
