@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## Run winback once on a real grocer's year and show the res
 	$(BIN)/winback demo
 
 test: $(INSTALLED)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # two cores; a file shares its databases
 
 lint: $(INSTALLED)  ## Check style, types (strict) and SQL
 	$(BIN)/ruff check .

@@ -181,8 +181,8 @@ class CouponReader:
             version = self._client.get(CURRENT)
             if version is None:
                 return {}
-            state = self._state_space(version).key(features)
-            found = self._client.hget(table_key(version), state)
+            space = self._state_space(version)
+            found = space and self._client.hget(table_key(version), space.key(features))
         return json.loads(found) if found else {}
 
     def coupon(self, features: Mapping[str, Any]) -> str:
@@ -191,10 +191,14 @@ class CouponReader:
         best = max(values, key=lambda name: values[name], default=NO_COUPON)
         return best if values.get(best, 0.0) > values.get(NO_COUPON, 0.0) else NO_COUPON
 
-    def _state_space(self, version: str) -> StateSpace:
+    def _state_space(self, version: str) -> StateSpace | None:
+        """How the version names states; None where Redis has evicted its description."""
         if self._space is None or version != self._version:
-            meta = json.loads(self._client.get(meta_key(version)))
-            self._space, self._version = StateSpace.from_dict(meta["state_space"]), version
+            meta = self._client.get(meta_key(version))
+            if meta is None:
+                return None
+            space = StateSpace.from_dict(json.loads(meta)["state_space"])
+            self._space, self._version = space, version
         return self._space
 
 
@@ -205,6 +209,13 @@ def connect(url: str) -> Any:
     return redis.Redis.from_url(
         url, decode_responses=True, socket_connect_timeout=5, socket_timeout=30
     )
+
+
+def check_reachable(url: str) -> None:
+    """Raise StoreUnavailableError unless Redis answers."""
+    client = connect(url)
+    with redis_errors(client):
+        client.ping()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 from airflow.sdk import BaseOperator, Context
 
 from winback.models.settings import Settings, load_settings
+from winback.operators import q_store
 from winback.operators.progress import report
 from winback.operators.warehouse import DEFAULT_CONNECTION, ensure_output_tables, warehouse_url
 
@@ -23,26 +24,31 @@ class StartRunOperator(BaseOperator):
     Args:
         settings: overrides of the params, by name.
         warehouse_conn_id: Airflow connection of the Postgres warehouse.
+        redis_conn_id: Airflow connection of Redis.
 
     Returns:
         ``as_of``, ``run_id``, ``started_at`` and the validated ``settings``, all JSON.
 
     Raises:
-        SettingsError: a param is unknown or impossible.
+        SettingsError: a param is unknown or impossible, or a connection is missing.
+        StoreUnavailableError: the warehouse, or Redis in a run that publishes, does not answer;
+            better now than after the training.
     """
 
-    template_fields: Sequence[str] = ("settings", "warehouse_conn_id")
+    template_fields: Sequence[str] = ("settings", "warehouse_conn_id", "redis_conn_id")
 
     def __init__(
         self,
         *,
         settings: Mapping[str, Any] | None = None,
         warehouse_conn_id: str = DEFAULT_CONNECTION,
+        redis_conn_id: str = q_store.DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
         super().__init__(multiple_outputs=True, **kwargs)
         self.settings = settings
         self.warehouse_conn_id = warehouse_conn_id
+        self.redis_conn_id = redis_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         given = {**context["params"], **(self.settings or {})}
@@ -51,6 +57,8 @@ class StartRunOperator(BaseOperator):
         as_of = resolve_as_of(settings, run.data_interval_end or run.run_after)
         url = warehouse_url(self.warehouse_conn_id)
         ensure_output_tables(url, settings.schema_name, settings.work_schema)
+        if settings.publish:
+            q_store.check_reachable(q_store.redis_url(self.redis_conn_id))
         started = {
             "as_of": as_of.isoformat(),
             "run_id": run.run_id,
