@@ -1,40 +1,53 @@
 """The customers as a Markov decision process, learned from logged decisions.
 
-States are numbered 0…S−1, coupons 0…A−1 with 0 = ``none``. Everything rare is shrunk: a state
-toward its parent (a coarser state), the parent toward all customers. The transition kernel is
-kept in layers, one sparse matrix per level, so memory grows with the log and not with S².
+A state is a situation (recency, spending, …) together with an exposure (coupons of the last weeks);
+states are numbered situation · exposures + exposure, exposure 0 = none. Coupons are 0…A−1 with
+0 = ``none``. Q(s, a) = reward + effects + γ E[V(s′)], where
 
-What a coupon does to the next state (fewer days since the last purchase, one coupon more in 30
-days) is seldom visible in a single state. It is measured over many states as observed ÷ expected
-shares of next-state classes (indirect standardisation), and tilts the kernels of the states where
-the coupon was hardly ever tried.
+* situations follow each other as in the log, whatever the coupon: better customers get more
+  coupons, so the next situations of decisions with a coupon say who got it, not what it did;
+* exposures follow from the exposure and whether there was an offer, as in the log;
+* what a coupon, and an exposure, does to the reward and to the value of the next situation is
+  measured within customers (models/effects.py) and enters as a lower bound.
+
+Everything rare is shrunk: a situation toward its parent (a coarser one), the parent toward all
+customers. Kernels are kept in layers, so memory grows with the log and not with S².
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from winback.models.effects import (
+    Effects,
+    Grid,
+    Outcomes,
+    customer_free_value,
+    measure,
+    situation_means,
+)
 from winback.models.errors import DataError, SettingsError, first_rows
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Number = TypeVar("Number", np.int64, np.float64)
 
 UNKNOWN_STATE = -1  # not observed yet: the reward counts, the next state does not
 TERMINAL = -2  # the process ends here: nothing follows
-LIFT_PRIOR = 5.0  # expected events that "no effect" counts for: a ratio of 1 vs 3 proves little
 MAX_SWEEPS = 100_000  # γ = .9999 needs about this many; more means a wrong γ
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """Logged decisions, each column (n,), oldest first: in `state`, with `coupon`, earned `reward`,
-    and went to `next_state` (or UNKNOWN_STATE, TERMINAL)."""
+    """Logged decisions, each column (n,), oldest first: in `period`, `customer` (both numbered from
+    0) was in `state`, got `coupon`, earned `reward`, and went to `next_state` (or UNKNOWN_STATE,
+    TERMINAL)."""
 
+    customer: Ints
+    period: Ints
     state: Ints
     coupon: Ints
     reward: Floats
@@ -46,37 +59,44 @@ class Transitions:
     def completed(self) -> "Transitions":
         """The decisions whose next state is known."""
         known = self.next_state != UNKNOWN_STATE
-        columns = (self.state, self.coupon, self.reward, self.next_state)
-        return Transitions(*(column[known] for column in columns))
+        return Transitions(*(column[known] for column in self._columns()))
 
     def check(self, n_states: int, n_coupons: int) -> None:
         """Raise DataError where a number points outside the tables."""
-        sizes = {c.shape for c in (self.state, self.coupon, self.reward, self.next_state)}
+        sizes = {column.shape for column in self._columns()}
         if sizes != {(len(self),)}:
-            raise DataError(f"transitions: expected four columns of one length; got {sizes}")
+            raise DataError(f"transitions: expected six columns of one length; got {sizes}")
+        _refuse("customer must be 0 or more", self.customer < 0)
+        _refuse("period must be 0 or more", self.period < 0)
         _inside("state", self.state, 0, n_states)
         _inside("coupon", self.coupon, 0, n_coupons)
         _inside("next_state", self.next_state, TERMINAL, n_states)
         _refuse("reward must be a finite number", ~np.isfinite(self.reward))
 
+    def _columns(self) -> tuple[npt.NDArray[Any], ...]:
+        return (
+            *(self.customer, self.period, self.state),
+            *(self.coupon, self.reward, self.next_state),
+        )
+
 
 @dataclass(frozen=True)
 class CustomerModel:
-    """What the log says about rewards and next states; S states × A coupons."""
+    """What the log says about rewards and what follows; S states × A coupons."""
 
+    grid: Grid
     visits: Ints  # (S, A) logged decisions
     support: Ints  # (S, A) logged decisions in all states of the same parent
     allowed: Bools  # (S, A) enough support to be chosen; `none` always is
     reward: Floats  # (S, A) expected reward, shrunk
-    reward_lower: Floats  # (S, A) lower confidence bound for coupons; `none`: the same as reward
-    parent: Ints  # (S,)
-    pair_kernel: sparse.csr_matrix  # (S·A, S) observed shares of next states
-    state_kernel: sparse.csr_matrix  # (S·A, S) the state's with any coupon, tilted to this one
-    parent_kernel: sparse.csr_matrix  # (parents·A, S) the same of the parent
-    root_kernel: Floats  # (S,) all customers
-    pair_weight: Floats  # (S, A) trust in pair_kernel; the rest goes to the level above
-    state_weight: Floats  # (S,)
-    parent_weight: Floats  # (parents,)
+    reward_lower: Floats  # (S, A) the same with lower bounds of what coupons do
+    future_effect: Floats  # (S, A) lower bound of the effect on γV(next situation)
+    situation_kernel: sparse.csr_matrix  # (situations, situations) shares of the next one
+    parent_kernel: sparse.csr_matrix  # (parents, situations)
+    root_kernel: Floats  # (situations,) all customers
+    situation_weight: Floats  # (situations,) trust in its own kernel; the rest goes to the parent
+    parent_weight: Floats  # (parents,) the same; the rest goes to all customers
+    exposure_kernel: Floats  # (exposures, A, exposures) shares of the next exposure
 
     @property
     def n_states(self) -> int:
@@ -86,17 +106,28 @@ class CustomerModel:
     def n_coupons(self) -> int:
         return int(self.visits.shape[1])
 
+    def by_exposure(self, following: Floats) -> Floats:
+        """(S, A) expectation over the next exposure of (situations, next exposures) values."""
+        mixed: Floats = np.einsum("kaj,xj->xka", self.exposure_kernel, following)
+        return mixed.reshape(self.visits.shape)
+
     def backed_off(self, value: Floats) -> Floats:
-        """E[V(s') | s, a], (S, A), from the levels above the pair."""
-        coarse = (self.parent_kernel @ value).reshape(-1, self.n_coupons)
-        coarse = _blend(self.parent_weight[:, None], coarse, self.root_kernel @ value)
-        own = (self.state_kernel @ value).reshape(self.visits.shape)
-        return _blend(self.state_weight[:, None], own, coarse[self.parent])
+        """(situations, exposures) mean value of the next situation, from the parents upwards."""
+        table = value.reshape(-1, self.grid.exposures)
+        root = self.root_kernel @ table
+        coarse = _blend(self.parent_weight[:, None], self.parent_kernel @ table, root)
+        rows: Floats = coarse[self.grid.parent]
+        return rows
 
     def expected(self, value: Floats) -> Floats:
-        """E[V(s') | s, a], (S, A), for state values (S,)."""
-        own = (self.pair_kernel @ value).reshape(self.visits.shape)
-        return _blend(self.pair_weight, own, self.backed_off(value))
+        """E[V(s') | s, a], (S, A), for state values (S,), before any effect of the coupon."""
+        own = self.situation_kernel @ value.reshape(-1, self.grid.exposures)
+        weight = self.situation_weight[:, None]
+        return self.by_exposure(_blend(weight, own, self.backed_off(value)))
+
+    def future(self, value: Floats, gamma: float) -> Floats:
+        """What follows after the decision, discounted, (S, A)."""
+        return self.future_effect + gamma * self.expected(value)
 
     def value(self, q: Floats) -> Floats:
         """V(s) = max over allowed coupons of Q(s, a), (S,)."""
@@ -104,8 +135,8 @@ class CustomerModel:
         return best
 
     def backup(self, value: Floats, gamma: float) -> Floats:
-        """The Bellman operator with pessimistic rewards, (S, A)."""
-        return self.reward_lower + gamma * self.expected(value)
+        """The Bellman operator with pessimistic effects, (S, A)."""
+        return self.reward_lower + self.future(value, gamma)
 
     def transition(self) -> Floats:
         """All levels multiplied out, (S·A, S): rows are P(s' | s, a). For small tables only."""
@@ -115,42 +146,43 @@ class CustomerModel:
 
 def learn_model(
     transitions: Transitions,
-    n_states: int,
     n_coupons: int,
-    parent_of_state: npt.ArrayLike,
+    parent_of_situation: npt.ArrayLike,
     *,
+    exposures: int = 1,
+    gamma: float = 0.95,
     prior_strength: float = 50.0,
     min_visits: int = 30,
     pessimism: float = 1.0,
-    outcome_class: npt.ArrayLike | None = None,
 ) -> CustomerModel:
     """Learn rewards and transitions from logged decisions.
 
-    ``parent_of_state`` (S,) numbers the coarser states; ``prior_strength`` is how many decisions
-    the level above counts for; a coupon with fewer than ``min_visits`` decisions in all states of
-    the parent is not allowed; ``pessimism`` is how many standard errors the lower bound lies
-    below the estimate (VI-LCB, Rashidinejad et al. 2021); ``outcome_class`` (S,) numbers what a
-    coupon may change about the next state (default: the parent). An empty log gives zero rewards
-    and allows ``none`` only.
+    ``parent_of_situation`` numbers the coarser situations; ``gamma`` is the discount of the plan,
+    which effects on the future are valued with; ``prior_strength`` is how many decisions the level
+    above counts for; a coupon with fewer than ``min_visits`` decisions in all states of the parent
+    is not allowed; ``pessimism`` is how many standard errors the lower bounds lie below the
+    estimates (VI-LCB, Rashidinejad et al. 2021). An empty log gives zero rewards and allows
+    ``none`` only.
     """
-    transitions.check(n_states, n_coupons)
-    parent = _numbering("parent_of_state", parent_of_state, n_states)
-    classes = parent if outcome_class is None else outcome_class
-    outcome = _numbering("outcome_class", classes, n_states)
-    visits = _count(transitions.state * n_coupons + transitions.coupon, n_states * n_coupons)
-    visits = visits.reshape(n_states, n_coupons)
-    support = _by_parent(visits, parent)[parent]
+    check_discount(gamma)
+    grid = Grid(_parents(parent_of_situation), exposures, n_coupons)
+    transitions.check(grid.states, n_coupons)
+    visits, support = _visits(transitions, grid)
     allowed = support >= max(min_visits, 1)  # never a coupon that nobody was given
     allowed[:, 0] = True
-    reward, error = _rewards(transitions, visits, parent, prior_strength)
+    base = _baseline(transitions, grid, prior_strength)
+    now = _effects(transitions, grid, transitions.reward, prior_strength)
+    later = _future_effects(transitions, grid, gamma, prior_strength)
     return CustomerModel(
+        grid=grid,
         visits=visits,
         support=support,
         allowed=allowed,
-        reward=reward,
-        reward_lower=reward - pessimism * error,
-        parent=parent,
-        **_kernels(transitions, n_coupons, parent, outcome, prior_strength),
+        reward=base + _by_state(now.exposure[:, :, None] + now.offer, grid),
+        reward_lower=base + _lower_now(now, grid, pessimism),
+        future_effect=_lower_later(later, grid, pessimism),
+        exposure_kernel=_exposure_kernel(transitions, grid),
+        **_situation_kernels(transitions, grid, prior_strength),
     )
 
 
@@ -194,181 +226,122 @@ def link_next_states(customer: Ints, period: Ints, state: Ints) -> Ints:
     return linked
 
 
-def _rewards(log: Transitions, visits: Ints, parent: Ints, prior: float) -> tuple[Floats, Floats]:
-    """Expected reward and the standard error of each coupon's effect, both (S, A).
+def _visits(log: Transitions, grid: Grid) -> tuple[Ints, Ints]:
+    """Logged decisions of each state, and of all states of its parent, both (S, A)."""
+    shape = (grid.states, grid.coupons)
+    visits = _count(log.state * grid.coupons + log.coupon, grid.states * grid.coupons)
+    parent = np.repeat(grid.parent, grid.exposures)
+    row = parent[log.state] * grid.coupons + log.coupon
+    by_parent = _count(row, grid.parents * grid.coupons).reshape(grid.parents, grid.coupons)
+    return visits.reshape(shape), by_parent[parent]
 
-    reward(s, a) = baseline(s) + effect(s, a). The baseline is the mean reward with `none`. An
-    effect compares decisions *within* a state, weighted by overlap n·n₀/(n + n₀): customers who
-    got coupons were better before (a confounded log), so states where only one of the two was
-    tried say nothing about the other.
+
+def _baseline(log: Transitions, grid: Grid, prior: float) -> Floats:
+    """Mean reward with `none` and no exposure, (S, 1): what the effects are added to."""
+    situation, exposure = log.state // grid.exposures, log.state % grid.exposures
+    own = (log.coupon == 0) & (exposure == 0)
+    top = float(log.reward.mean()) if len(log) else 0.0
+    means = situation_means(grid, situation[own], log.reward[own], prior, top)
+    return np.repeat(means, grid.exposures)[:, None]
+
+
+def _effects(log: Transitions, grid: Grid, outcome: Floats, prior: float) -> Effects:
+    decisions = Outcomes(log.customer, log.period, log.state, log.coupon, outcome)
+    return measure(grid, decisions, prior)
+
+
+def _future_effects(log: Transitions, grid: Grid, gamma: float, prior: float) -> Effects:
+    """Effects on γV(next situation), valued as for one and the same customer without coupons."""
+    log = log.completed()
+    situation = log.state // grid.exposures
+    following = np.where(log.next_state < 0, TERMINAL, log.next_state // grid.exposures)
+    value = customer_free_value(grid, situation, following, log.customer, log.reward, gamma, prior)
+    outcome = gamma * np.append(value, 0.0)[np.where(following < 0, grid.situations, following)]
+    return _effects(log, grid, outcome, prior)
+
+
+def _lower_now(effects: Effects, grid: Grid, pessimism: float) -> Floats:
+    """Effects on the reward, (S, A): an offer must prove itself, so its bound may be negative."""
+    offer = effects.offer - pessimism * effects.offer_error
+    exposure = _insisted(effects.exposure, effects.exposure_error, pessimism)
+    return _by_state(exposure[:, :, None] + offer, grid)
+
+
+def _lower_later(effects: Effects, grid: Grid, pessimism: float) -> Floats:
+    """Effects on the future, (S, A): gains as far as the data insist, harm in full."""
+    offer = _insisted(effects.offer, effects.offer_error, pessimism)
+    exposure = _insisted(effects.exposure, effects.exposure_error, pessimism)
+    return _by_state(exposure[:, :, None] + offer, grid)
+
+
+def _insisted(effect: Floats, error: Floats, pessimism: float) -> Floats:
+    return np.minimum(effect, np.maximum(effect - pessimism * error, 0.0))
+
+
+def _by_state(effect: Floats, grid: Grid) -> Floats:
+    """(parents, exposures, A) to (S, A)."""
+    table: Floats = effect[grid.parent].reshape(grid.states, grid.coupons)
+    return table
+
+
+def _exposure_kernel(log: Transitions, grid: Grid) -> Floats:
+    """Shares of the next exposure by exposure and coupon, (exposures, A, exposures).
+
+    Counting coupons is the same for every coupon, so all offers are pooled. Combinations that the
+    log never shows stay where they are.
     """
-    n = visits.astype(np.float64)
-    pair = log.state * n.shape[1] + log.coupon
-    total = _sums(pair, log.reward, n.size).reshape(n.shape)
-    mean = _ratio(total, n)
-    baseline = _shrink_levels(n[:, :1], total[:, :1], parent, prior, _root_baseline(log))
-    overlap = _ratio(n * n[:, :1], n + n[:, :1])
-    overlap[:, 0] = 0.0
-    contrast = overlap * (mean - mean[:, :1])
-    effect = _shrink_levels(overlap, contrast, parent, prior, 0.0)
-    squares = _sums(log.state, (log.reward - mean.ravel()[pair]) ** 2, n.shape[0])
-    variance = _variance(squares, n, parent, prior)
-    error = np.sqrt(variance[:, None] * _error_levels(overlap, parent, prior))
-    error[:, 0] = 0.0  # the decision not to offer needs no proof
-    return baseline + effect, error
+    seen = log.next_state >= 0
+    size = grid.exposures
+    here, following = log.state[seen] % size, log.next_state[seen] % size
+    row = here * 2 + (log.coupon[seen] > 0)
+    count = _count(row * size + following, 2 * size * size).reshape(size, 2, size)
+    total = count.sum(axis=2, keepdims=True)
+    stay = np.broadcast_to(np.eye(size)[:, None, :], count.shape)
+    share = np.where(total > 0, count / np.maximum(total, 1), stay)
+    return share[:, (np.arange(grid.coupons) > 0).astype(np.int64), :]
 
 
-def _root_baseline(log: Transitions) -> float:
-    """Mean reward with `none`, else of all decisions, else 0."""
-    rewards = log.reward[log.coupon == 0] if (log.coupon == 0).any() else log.reward
-    return float(rewards.mean()) if rewards.size else 0.0
-
-
-def _shrink_levels(n: Floats, total: Floats, parent: Ints, prior: float, top: float) -> Floats:
-    """Weighted means (S, K) shrunk toward the parent's, the parent's toward the root's, the root's
-    toward ``top``, each with ``prior`` pseudo-decisions."""
-    root = (total.sum(axis=0) + prior * top) / (n.sum(axis=0) + prior)
-    n_parent, total_parent = _by_parent(n, parent), _by_parent(total, parent)
-    above = (total_parent + prior * root) / (n_parent + prior)
-    result: Floats = (total + prior * above[parent]) / (n + prior)
-    return result
-
-
-def _error_levels(n: Floats, parent: Ints, prior: float) -> Floats:
-    """Posterior variance of _shrink_levels in units of one decision's variance, (S, K).
-
-    Each level varies around the one above with variance 1/prior, and inherits its error.
-    """
-    error = 1 / (n.sum(axis=0) + prior)
-    n_parent = _by_parent(n, parent)
-    above = 1 / (n_parent + prior) + (prior / (n_parent + prior)) ** 2 * error
-    result: Floats = 1 / (n + prior) + (prior / (n + prior)) ** 2 * above[parent]
-    return result
-
-
-def _variance(squares: Floats, n: Floats, parent: Ints, prior: float) -> Floats:
-    """Variance of one reward around its cell's mean, (S,), by parent: big spenders vary more."""
-    freedom = np.maximum(n - 1, 0).sum(axis=1)
-    pooled = float(squares.sum() / max(freedom.sum(), 1.0))
-    by_parent = _by_parent(np.stack([squares, freedom], axis=1), parent)
-    shrunk: Floats = (by_parent[:, 0] + prior * pooled) / (by_parent[:, 1] + prior)
-    return shrunk[parent]
-
-
-def _kernels(
-    log: Transitions, n_coupons: int, parent: Ints, outcome: Ints, prior: float
-) -> dict[str, Any]:
-    """Observed next states at the four levels, and the weight of each level against the next."""
-    seen = log.next_state != UNKNOWN_STATE
-    state, coupon, to = log.state[seen], log.coupon[seen], log.next_state[seen]
-    n_states, n_parents = parent.size, _size(parent)
-    pair, n_pair = _kernel(state * n_coupons + coupon, to, n_states * n_coupons, n_states)
-    own, n_own = _kernel(state, to, n_states, n_states)
-    coarse, n_coarse = _kernel(parent[state], to, n_parents, n_states)
-    root, _ = _kernel(np.zeros_like(state), to, 1, n_states)
-    by_pair = n_pair.reshape(n_states, n_coupons)
-    lifts = _lifts(pair, own, by_pair, parent, outcome)
+def _situation_kernels(log: Transitions, grid: Grid, prior: float) -> dict[str, Any]:
+    """Shares of next situations at the three levels, and the weight of each against the next."""
+    log = log.completed()
+    situation = log.state // grid.exposures
+    to = np.where(log.next_state < 0, TERMINAL, log.next_state // grid.exposures)
+    own, n_own = _kernel(situation, to, grid.situations, grid.situations)
+    coarse, n_coarse = _kernel(grid.parent[situation], to, grid.parents, grid.situations)
+    root, _ = _kernel(np.zeros_like(to), to, 1, grid.situations)
     return {
-        "pair_kernel": pair,
-        "state_kernel": _tilt(own, lifts, parent, outcome),
-        "parent_kernel": _tilt(coarse, lifts, np.arange(n_parents), outcome),
+        "situation_kernel": own,
+        "parent_kernel": coarse,
         "root_kernel": root.toarray()[0],
-        "pair_weight": by_pair / (by_pair + prior),
-        "state_weight": n_own / (n_own + prior),
+        "situation_weight": n_own / (n_own + prior),
         "parent_weight": n_coarse / (n_coarse + prior),
     }
 
 
-def _lifts(
-    pair: sparse.csr_matrix, own: sparse.csr_matrix, n: Floats, parent: Ints, outcome: Ints
-) -> Floats:
-    """How much more often a coupon leads to each class of next states, (parents, A, classes).
-
-    Observed ÷ expected, where the expectation is each state's own with any coupon, so better
-    customers getting more coupons is no effect. Shrunk toward the ratio of all parents, that
-    toward 1.
-    """
-    n_coupons = n.shape[1]
-    members = _indicator(parent).T
-    classes = _indicator(outcome)
-    observed = np.zeros((_size(parent), n_coupons, _size(outcome)))
-    expected = np.zeros_like(observed)
-    for coupon in range(n_coupons):
-        counts = members @ sparse.diags_array(n[:, coupon])
-        observed[:, coupon] = (counts @ pair[coupon::n_coupons] @ classes).toarray()
-        expected[:, coupon] = (counts @ own @ classes).toarray()
-    root = (observed.sum(axis=0) + LIFT_PRIOR) / (expected.sum(axis=0) + LIFT_PRIOR)
-    lifts: Floats = (observed + LIFT_PRIOR * root) / (expected + LIFT_PRIOR)
-    return lifts
-
-
-def _tilt(
-    kernel: sparse.csr_matrix, lifts: Floats, parent: Ints, outcome: Ints
-) -> sparse.csr_matrix:
-    """Rows (K, S) times the lifts of their parent, (K·A, S); every row keeps its sum."""
-    n_coupons = lifts.shape[1]
-    entries = kernel.tocoo()
-    row, to = np.repeat(entries.row, n_coupons), np.repeat(entries.col, n_coupons)
-    coupon = np.tile(np.arange(n_coupons), entries.nnz)
-    weight = np.repeat(entries.data, n_coupons)
-    tilted = weight * lifts[parent[row], coupon, outcome[to]]
-    pair = row * np.int64(n_coupons) + coupon
-    size = kernel.shape[0] * n_coupons
-    rescale = _ratio(_sums(pair, weight, size), _sums(pair, tilted, size))
-    shape = (size, kernel.shape[1])
-    return sparse.coo_matrix((tilted * rescale[pair], (pair, to)), shape=shape).tocsr()
-
-
-def _kernel(row: Ints, to: Ints, n_rows: int, n_states: int) -> tuple[sparse.csr_matrix, Floats]:
-    """Shares of next states by row, (n_rows, S), and the decisions behind each row, (n_rows,).
+def _kernel(row: Ints, to: Ints, n_rows: int, n_columns: int) -> tuple[sparse.csr_matrix, Floats]:
+    """Shares of what follows by row, (n_rows, n_columns), and the decisions behind each row.
 
     What went to TERMINAL counts in the denominator only: such rows sum to less than 1.
     """
     n = _count(row, n_rows).astype(np.float64)
     goes_on = to >= 0
     entries = (1 / n[row[goes_on]], (row[goes_on], to[goes_on]))
-    return sparse.coo_matrix(entries, shape=(n_rows, n_states)).tocsr(), n
+    return sparse.coo_matrix(entries, shape=(n_rows, n_columns)).tocsr(), n
 
 
-def _blend(weight: Floats, own: Floats, above: Floats | float) -> Floats:
+def _blend(weight: Floats, own: Floats, above: Floats) -> Floats:
     return weight * own + (1 - weight) * above
 
 
-def _by_parent(table: npt.NDArray[Number], parent: Ints) -> npt.NDArray[Number]:
-    """Sums of the rows (S, K) by parent, (parents, K)."""
-    sums = np.zeros((_size(parent), table.shape[1]), table.dtype)
-    np.add.at(sums, parent, table)
-    return sums
-
-
-def _indicator(number: Ints) -> sparse.csr_matrix:
-    """One-hot rows, (S, numbers)."""
-    entries = (np.ones(number.size), (np.arange(number.size), number))
-    return sparse.coo_matrix(entries, shape=(number.size, _size(number))).tocsr()
-
-
-def _size(number: Ints) -> int:
-    return int(number.max(initial=-1)) + 1
-
-
-def _numbering(name: str, values: npt.ArrayLike, n_states: int) -> Ints:
+def _parents(values: npt.ArrayLike) -> Ints:
     number = np.asarray(values, dtype=np.int64)
-    if number.shape != (n_states,) or (number < 0).any():
-        raise DataError(f"{name}: expected {n_states} numbers of 0 or more; got {number}")
+    if number.ndim != 1 or (number < 0).any():
+        raise DataError(f"parent_of_situation: expected numbers of 0 or more; got {number}")
     return number
 
 
 def _count(index: Ints, size: int) -> Ints:
     return np.bincount(index, minlength=size).astype(np.int64)
-
-
-def _sums(index: Ints, values: Floats, size: int) -> Floats:
-    return np.bincount(index, values, minlength=size).astype(np.float64)
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """numerator / denominator, 0 where nothing was counted."""
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
 def _inside(name: str, values: Ints, low: int, high: int) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from winback.models.errors import DataError
 from winback.models.mdp import (
     TERMINAL,
     CustomerModel,
@@ -34,7 +33,6 @@ __all__ = [
     "dyna_q_on_environment",
     "learn_model",
     "link_next_states",
-    "personal_values",
     "step_size",
     "td_update",
     "value_iteration",
@@ -53,7 +51,7 @@ class PlanResult:
     """The plan; S states × A coupons."""
 
     q: Floats  # (S, A) pessimistic long-run value
-    future_value: Floats  # (S, A) γ Σ P̂(s' | s, a) V(s')
+    future_value: Floats  # (S, A) γ Σ P̂(s' | s, a) V(s') and the coupon's effect on it
     allowed: Bools  # (S, A)
     visits: Ints  # (S, A)
     greedy: Ints  # (S,) the allowed coupon of highest q; ties go to the first, `none` before all
@@ -76,16 +74,23 @@ class Environment(Protocol):
 
 
 class _Tables(NamedTuple):
-    """The model as the compiled loop reads it. A pair is state × A + action."""
+    """The model as the compiled loop reads it. A pair is state × A + action.
 
-    first: Ints  # (pairs + 1,) a pair's outcomes are first[pair] … first[pair + 1]
-    successor: Ints  # (outcomes,) next state; negative: nothing follows
+    Outcomes are next situations, listed by row; the next exposure is drawn beside them. In an
+    environment every pair has a row of its own, and exposure plays no part.
+    """
+
+    row: Ints  # (pairs,) a pair's outcomes are first[row] … first[row + 1]
+    first: Ints  # (rows + 1,)
+    successor: Ints  # (outcomes,) next situation; negative: nothing follows
     chance: Floats  # (outcomes,)
-    reward: Floats  # (pairs,)
+    exposure: Floats  # (exposures, A, exposures) chances of the next one
+    reward: Floats  # (pairs,) with the coupon's effect on what follows
     beyond: Floats  # (pairs,) expected value of the outcomes that are not listed (back-off)
-    first_into: Ints  # (S + 1,)
-    pair_into: Ints  # pairs that lead into a state
+    first_into: Ints  # (situations + 1,)
+    situation_into: Ints  # situations that lead into a situation, the likeliest first
     chance_into: Floats
+    is_visited: Bools  # (pairs,)
     visited: Ints  # pairs to draw from in random planning
 
 
@@ -123,11 +128,12 @@ def dyna_q(
     check_discount(gamma)
     log = transitions.completed()
     # the mean level first: it is the slowest to spread, one factor γ per sweep
-    level = float(np.mean(model.value(model.reward_lower))) if model.n_states else 0.0
+    gain = model.reward_lower + model.future_effect
+    level = float(np.mean(model.value(gain))) if model.n_states else 0.0
     q, allowed = np.full(model.visits.size, level / (1 - gamma)), model.allowed.ravel()
     seen = np.zeros(model.visits.size, dtype=np.int64)
     tables, random = _tables(model), np.random.default_rng(seed)
-    urgent = URGENT * max(float(np.abs(model.reward_lower).max(initial=0.0)), 1e-9)
+    urgent = URGENT * max(float(np.abs(gain).max(initial=0.0)), 1e-9)
     planned, parts = 0, np.array_split(np.arange(len(log)), ROUNDS)
     for index, rows in enumerate(parts):
         _refresh(model, tables, q.reshape(shape), gamma)
@@ -177,27 +183,6 @@ def dyna_q_on_environment(
     return q.reshape(environment.n_states, n_actions), lengths
 
 
-def personal_values(
-    expected_profit: npt.ArrayLike, future_value: npt.ArrayLike, state: npt.ArrayLike
-) -> Floats:
-    """A customer's own long-run value of each coupon, (n, A): Q̃_i(a) = r̃_i(a) + future(s_i, a).
-
-    The personal forecast now (n, A), the table (S, A) for what follows; a negative state is one
-    the table does not know: nothing is added.
-    """
-    profit, future = np.asarray(expected_profit, dtype=float), np.asarray(future_value, dtype=float)
-    row = np.asarray(state, dtype=np.int64)
-    if profit.ndim != 2 or row.shape != profit.shape[:1] or profit.shape[1] != future.shape[1]:
-        raise DataError(
-            "personal values: expected profit (n, A), future value (S, A) and state (n,); "
-            f"got {profit.shape}, {future.shape} and {row.shape}"
-        )
-    known = row >= 0
-    values = profit.copy()
-    values[known] += future[row[known]]
-    return values
-
-
 class _Memory:
     """The maze's model: one outcome per pair, written in place."""
 
@@ -207,14 +192,17 @@ class _Memory:
         self._drawn = np.zeros(pairs, dtype=np.int64)
         self._count = 0
         self._arrays = _Tables(
+            row=np.arange(pairs),
             first=np.arange(pairs + 1),
             successor=np.full(pairs, TERMINAL, dtype=np.int64),
             chance=np.ones(pairs),
+            exposure=np.ones((1, n_actions, 1)),
             reward=np.zeros(pairs),
             beyond=np.zeros(pairs),
             first_into=np.zeros(n_states + 1, dtype=np.int64),
-            pair_into=np.zeros(0, dtype=np.int64),
+            situation_into=np.zeros(0, dtype=np.int64),
             chance_into=np.zeros(0),
+            is_visited=np.zeros(pairs, dtype=np.bool_),
             visited=self._drawn[:0],
         )
 
@@ -242,30 +230,36 @@ def _epsilon_greedy(
 
 
 def _tables(model: CustomerModel) -> _Tables:
-    kernel = model.pair_kernel.tocsr()
+    kernel = model.situation_kernel.tocsr()
     kernel.sum_duplicates()
-    weight = np.repeat(model.pair_weight.ravel(), np.diff(kernel.indptr))
-    chance = kernel.data * weight
-    into = type(kernel)((chance, kernel.indices, kernel.indptr), shape=kernel.shape).tocsc()
+    chance = kernel.data * np.repeat(model.situation_weight, np.diff(kernel.indptr))
+    situation = np.repeat(np.arange(model.grid.situations), np.diff(kernel.indptr))
+    into = np.lexsort((-chance, kernel.indices))
+    arrivals = np.bincount(kernel.indices, minlength=model.grid.situations)
+    pairs_per_situation = model.grid.exposures * model.n_coupons
     return _Tables(
+        row=np.repeat(np.arange(model.grid.situations), pairs_per_situation),
         first=kernel.indptr.astype(np.int64),
         successor=kernel.indices.astype(np.int64),
         chance=chance,
-        reward=model.reward_lower.ravel().copy(),
+        exposure=model.exposure_kernel,
+        reward=(model.reward_lower + model.future_effect).ravel(),
         beyond=np.zeros(model.visits.size),
-        first_into=into.indptr.astype(np.int64),
-        pair_into=into.indices.astype(np.int64),
-        chance_into=into.data,
+        first_into=np.append(0, np.cumsum(arrivals)),
+        situation_into=situation[into],
+        chance_into=chance[into],
+        is_visited=model.visits.ravel() > 0,
         visited=np.flatnonzero(model.visits.ravel()),
     )
 
 
 def _refresh(model: CustomerModel, tables: _Tables, q: Floats, gamma: float) -> None:
     """Recompute, in place, what the compiled loop takes as given: back-off and unvisited pairs."""
-    beyond = (1 - model.pair_weight) * model.backed_off(model.value(q))
-    tables.beyond[:] = beyond.ravel()
+    value = model.value(q)
+    rest = (1 - model.situation_weight)[:, None] * model.backed_off(value)
+    tables.beyond[:] = model.by_exposure(rest).ravel()
     unvisited = model.visits == 0
-    q[unvisited] = (model.reward_lower + gamma * beyond)[unvisited]
+    q[unvisited] = model.backup(value, gamma)[unvisited]
 
 
 def _finish(
@@ -278,7 +272,7 @@ def _finish(
     greedy = np.where(model.allowed, q, -np.inf).argmax(axis=1).astype(np.int64)
     return PlanResult(
         q=q,
-        future_value=gamma * model.expected(model.value(q)),
+        future_value=model.future(model.value(q), gamma),
         allowed=model.allowed,
         visits=model.visits,
         greedy=greedy,
@@ -300,51 +294,64 @@ def _learn(  # type: ignore[no-untyped-def]
     queue = [(0.0, np.int64(0))]  # (−urgency, pair); outdated entries are skipped when popped
     queue.pop()
     planned = 0
+    value = _values(q, allowed, n_actions)
     for i in range(state.size):
         pair = state[i] * n_actions + action[i]
-        before = _best(q, allowed, state[i], n_actions)
         step = step_size(alpha, seen[pair]) if alpha_falls else alpha
-        following_best = _best(q, allowed, following[i], n_actions)
-        q[pair] = td_update(q[pair], reward[i], following_best, step, gamma)
+        following_value = value[following[i]] if following[i] >= 0 else 0.0
+        q[pair] = td_update(q[pair], reward[i], following_value, step, gamma)
         seen[pair] += 1
+        change = gamma * _revalue(value, q, allowed, state[i], n_actions)
         if urgent < np.inf:
-            gap = abs(_target(q, allowed, tables, pair, n_actions, gamma) - q[pair])
+            gap = abs(_target(value, tables, pair, n_actions, gamma) - q[pair])
             _push(queue, urgency, pair, gap, urgent)
-            change = gamma * abs(_best(q, allowed, state[i], n_actions) - before)
             _push_into(queue, urgency, tables, state[i], change, urgent)
         for _ in range(planning_updates):
             pair = _draw(queue, urgency, tables.visited, random_share, random)
             if pair < 0:
                 break
-            before = _best(q, allowed, pair // n_actions, n_actions)
-            target = _target(q, allowed, tables, pair, n_actions, gamma)
+            target = _target(value, tables, pair, n_actions, gamma)
             q[pair] += planning_alpha * (target - q[pair])
             planned += 1
+            change = gamma * _revalue(value, q, allowed, pair // n_actions, n_actions)
             if urgent < np.inf:
-                change = gamma * abs(_best(q, allowed, pair // n_actions, n_actions) - before)
                 _push_into(queue, urgency, tables, pair // n_actions, change, urgent)
     return planned
 
 
 @njit(cache=False)
-def _best(q, allowed, state, n_actions):  # type: ignore[no-untyped-def]
-    """V(s) over allowed actions; 0 where nothing follows."""
-    if state < 0:
-        return 0.0
-    best = -np.inf
-    for pair in range(state * n_actions, (state + 1) * n_actions):
-        if allowed[pair] and q[pair] > best:
-            best = q[pair]
-    return best
+def _values(q, allowed, n_actions):  # type: ignore[no-untyped-def]
+    """V(s) over allowed actions, (S,)."""
+    value = np.zeros(q.size // n_actions)
+    for state in range(value.size):
+        _revalue(value, q, allowed, state, n_actions)
+    return value
 
 
 @njit(cache=False)
-def _target(q, allowed, tables, pair, n_actions, gamma):  # type: ignore[no-untyped-def]
+def _revalue(value, q, allowed, state, n_actions):  # type: ignore[no-untyped-def]
+    """Bring one state's value up to date, in place; how far it moved."""
+    best, before = -np.inf, value[state]
+    for pair in range(state * n_actions, (state + 1) * n_actions):
+        if allowed[pair] and q[pair] > best:
+            best = q[pair]
+    value[state] = best
+    return abs(best - before)
+
+
+@njit(cache=False)
+def _target(value, tables, pair, n_actions, gamma):  # type: ignore[no-untyped-def]
     """r̂ + γ Σ P̂ V(s'), the model's expected update of one pair."""
-    value = tables.beyond[pair]
-    for k in range(tables.first[pair], tables.first[pair + 1]):
-        value += tables.chance[k] * _best(q, allowed, tables.successor[k], n_actions)
-    return tables.reward[pair] + gamma * value
+    total, row, exposures = tables.beyond[pair], tables.row[pair], tables.exposure.shape[0]
+    share = tables.exposure[(pair // n_actions) % exposures, pair % n_actions]
+    for j in range(exposures):
+        if share[j] > 0.0:
+            mean = 0.0
+            for k in range(tables.first[row], tables.first[row + 1]):
+                if tables.successor[k] >= 0:
+                    mean += tables.chance[k] * value[tables.successor[k] * exposures + j]
+            total += share[j] * mean
+    return tables.reward[pair] + gamma * total
 
 
 @njit(cache=False)
@@ -370,6 +377,14 @@ def _push(queue, urgency, pair, amount, urgent):  # type: ignore[no-untyped-def]
 @njit(cache=False)
 def _push_into(queue, urgency, tables, state, change, urgent):  # type: ignore[no-untyped-def]
     """A state's discounted value moved by `change`: pairs leading there move by their share."""
-    if change > urgent:
-        for k in range(tables.first_into[state], tables.first_into[state + 1]):
-            _push(queue, urgency, tables.pair_into[k], tables.chance_into[k] * change, urgent)
+    exposures, n_actions = tables.exposure.shape[0], tables.exposure.shape[1]
+    situation, exposure = state // exposures, state % exposures
+    for k in range(tables.first_into[situation], tables.first_into[situation + 1]):
+        if tables.chance_into[k] * change <= urgent:
+            break
+        for j in range(exposures * n_actions):
+            pair = tables.situation_into[k] * exposures * n_actions + j
+            if tables.is_visited[pair]:
+                share = tables.exposure[j // n_actions, j % n_actions, exposure]
+                amount = tables.chance_into[k] * share * change
+                _push(queue, urgency, pair, amount, urgent)

@@ -26,7 +26,7 @@ from winback.operators.snapshots import (
     read_catalogue,
     sequences,
 )
-from winback.operators.warehouse import clear_work, read_batches, read_table, write_table
+from winback.operators.warehouse import read_batches, read_table, write_work
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -235,11 +235,12 @@ def _write_recommendations(
     run: Run, scored: Scored, catalogue: Catalogue, decisions: Decisions, reasons: Any
 ) -> None:
     constant = _constant_columns(run)
-    clear_work(run, "recommendations")
-    for start in range(0, len(scored.customer_id), run.settings.batch_rows):
-        rows = slice(start, start + run.settings.batch_rows)
-        table = _recommendations(scored, catalogue, decisions, reasons, rows, constant)
-        write_table(run.url, run.settings.work_schema, "recommendations", table)
+    size = run.settings.batch_rows
+    batches = (slice(start, start + size) for start in range(0, len(scored.customer_id), size))
+    parts = (
+        _recommendations(scored, catalogue, decisions, reasons, rows, constant) for rows in batches
+    )
+    write_work(run, "recommendations", parts)
 
 
 def _constant_columns(run: Run) -> dict[str, Any]:

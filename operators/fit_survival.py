@@ -28,6 +28,7 @@ where as_of = {as_of}
 order by frequency, recency_days, age_days
 """
 
+ANALYZE = "analyze {work}.customer_scores"  # the checks join it at once
 CLEAR = "delete from {work}.customer_scores where as_of = {as_of}"
 
 # Customers share triples, so the scores travel once per triple and are joined in the warehouse.
@@ -78,7 +79,7 @@ def fit_and_score(run: Run) -> dict[str, Any]:
     table = triples.select(TRIPLE)
     for name, values in scores.items():
         table = table.append_column(name, [values])
-    join_rows(run.url, "triple_scores", table, (CLEAR, SCORE_CUSTOMERS), run.names)
+    join_rows(run.url, "triple_scores", table, (CLEAR, SCORE_CUSTOMERS, ANALYZE), run.names)
     run.artifacts.write_json(SURVIVAL, fit.to_dict())
     gate = {"gate_is_useful": useful, "gate_in_words": in_words}
     return {**fit.to_dict(), "gain": fit.gain, "dropout": fit.dropout, **gate}

@@ -1,5 +1,7 @@
 """Step: learn how customers respond and move on from the log, and plan with Dyna-Q."""
 
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +20,12 @@ from winback.operators.snapshots import (
     read_catalogue,
     state_columns,
 )
-from winback.operators.warehouse import clear_work, read_table, write_table
+from winback.operators.warehouse import read_table, write_work
 
 if TYPE_CHECKING:
     from winback.models.planner import PlanResult
+
+EXPOSURE = re.compile(r"coupons_last_30d=[^|]*")  # its part of a state key: what offers move
 
 # The decision date's own snapshots are there so that its states have a row, and as next states.
 DECISIONS = """
@@ -39,6 +43,16 @@ from {schema}.customer_snapshots
 where snapshot_date <= {as_of} and (is_on_grid or snapshot_date = {as_of})
 order by snapshot_date, customer_id
 """
+
+
+@dataclass(frozen=True)
+class StateGrid:
+    """States as situation × exposure, so that the plan knows what a coupon leads to even where no
+    customer has been yet."""
+
+    keys: list[str]  # of state number situation · exposures + exposure
+    exposures: int
+    state: Any  # (n,) number of every row's state
 
 
 class PlanOperator(WinbackOperator):
@@ -61,17 +75,18 @@ def plan(run: Run) -> dict[str, Any]:
     rows = _read_decisions(run, space)
     fit = SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
     states = space.encode(state_columns(rows, fit, space.features))
-    transitions = _transitions(rows, states, catalogue)
+    grid = state_grid(states)
+    transitions = _transitions(rows, grid, catalogue)
     settings = run.settings
     model = learn_model(
         transitions,
-        len(states.keys),
         len(catalogue.coupon_ids),
-        space.parents(states.keys)[0],
+        space.parents(grid.keys[:: grid.exposures])[0],
+        exposures=grid.exposures,
+        gamma=settings.gamma,
         prior_strength=settings.prior_strength,
         min_visits=settings.min_visits,
         pessimism=settings.pessimism,
-        outcome_class=space.outcome_classes(states.keys),
     )
     result = dyna_q(
         model,
@@ -82,10 +97,25 @@ def plan(run: Run) -> dict[str, Any]:
         epsilon=(settings.epsilon_start, settings.epsilon_end),
         seed=settings.seed,
     )
-    clear_work(run, "q_table")
-    table = _q_table(run, states.keys, catalogue, model, result)
-    write_table(run.url, settings.work_schema, "q_table", table)
+    table = _q_table(run, grid.keys, catalogue, model, result)
+    write_work(run, "q_table", [table])
     return _figures(model, result, len(transitions))
+
+
+def state_grid(states: EncodedStates) -> StateGrid:
+    """Every situation with every exposure seen anywhere, fewest coupons first."""
+    parts = [(EXPOSURE.findall(key) or [""])[0] for key in states.keys]
+    exposures = sorted(set(parts), key=_lower_edge)
+    around = [tuple(EXPOSURE.split(key)) for key in states.keys]  # what stands before and after
+    keys = [part.join(rest) for rest in sorted(set(around)) for part in exposures]
+    number = {key: i for i, key in enumerate(keys)}
+    renumbered = np.array([number[key] for key in states.keys], dtype=np.int64)
+    return StateGrid(keys, max(len(exposures), 1), renumbered[states.codes])
+
+
+def _lower_edge(part: str) -> float:
+    """-inf of "coupons_last_30d=[-inf,1)"; 0 where the state leaves the feature out."""
+    return float(part.partition("[")[2].partition(",")[0] or 0)
 
 
 def _read_decisions(run: Run, space: StateSpace) -> Any:
@@ -97,12 +127,15 @@ def _read_decisions(run: Run, space: StateSpace) -> Any:
     return read_table(run.url, DECISIONS, names)
 
 
-def _transitions(rows: Any, states: EncodedStates, catalogue: Catalogue) -> Transitions:
+def _transitions(rows: Any, grid: StateGrid, catalogue: Catalogue) -> Transitions:
     customer = rows["customer_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    following = link_next_states(customer, rows["period"].to_numpy(), states.codes)
+    customer, period = customer.astype(np.int64), rows["period"].to_numpy()
+    following = link_next_states(customer, period, grid.state)
     closed = rows["is_closed"].to_numpy()
     return Transitions(
-        state=states.codes[closed],
+        customer=customer[closed],
+        period=period[closed] - period[closed].min(initial=period.max(initial=0)),
+        state=grid.state[closed],
         coupon=catalogue.index_of(rows["coupon_id"].filter(closed)),
         reward=rows["reward"].to_numpy()[closed],
         next_state=following[closed],

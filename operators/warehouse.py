@@ -1,6 +1,6 @@
 """Moving data between the Postgres warehouse and arrays, by COPY and in batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -83,10 +83,19 @@ def read_batches(
         yield _regroup(reader, batch_rows)
 
 
-def write_table(url: str, schema: str, table: str, rows: "pa.Table") -> None:
-    """Append Arrow rows to an existing table by COPY, in one transaction."""
-    with _adbc(url) as connection, connection.cursor() as cursor:
-        cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema)
+def write_work(run: "Run", table: str, parts: Iterable["pa.Table"]) -> None:
+    """Replace this ``as_of``'s rows of a work table by COPY, all parts in one transaction.
+
+    The table is analysed afterwards: the checks join it at once, and a planner that thinks it
+    empty takes minutes for what takes a second.
+    """
+    schema = run.settings.work_schema
+    names = {**run.names, "table": _identifier(table)}
+    with _adbc(run.url) as connection, connection.cursor() as cursor:
+        cursor.execute(_render("delete from {work}.{table} where as_of = {as_of}", names))
+        for rows in parts:
+            cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema)
+        cursor.execute(_render("analyze {work}.{table}", names))
         connection.commit()
 
 
@@ -109,17 +118,6 @@ def ensure_output_tables(url: str, schema: str, work_schema: str) -> None:
     """Create the output tables that are missing (same definition as dbt's on-run-start)."""
     with transaction(url) as connection:
         connection.execute(_output_tables_sql(schema, work_schema))
-
-
-def clear_work(run: "Run", table: str) -> None:
-    """Forget what an earlier try or run of this ``as_of`` left in a work table."""
-    from psycopg import sql
-
-    statement = sql.SQL("delete from {}.{} where as_of = %s").format(
-        sql.Identifier(run.settings.work_schema), sql.Identifier(table)
-    )
-    with transaction(run.url) as connection:
-        connection.execute(statement, (run.as_of,))
 
 
 @cache
@@ -159,6 +157,12 @@ def _render(query: str, parameters: Mapping[str, Any]) -> str:
 
     quoted = {name: _literal(value) for name, value in parameters.items()}
     return sql.SQL(query).format(**quoted).as_string(None)
+
+
+def _identifier(name: str) -> Any:
+    from psycopg import sql
+
+    return sql.Identifier(name)
 
 
 def _literal(value: Any) -> Any:
