@@ -100,7 +100,8 @@ def show_summary(console: Console, report: RunReport) -> None:
     """The run in a few lines and a table: what a marketer wants to know first."""
     console.print(f"\n[bold]Coupons for {day(report.as_of)}[/]")
     _indented(console, report.headline)
-    _indented(console, report.uplift_in_words)
+    for sentence in filter(None, (report.advice, report.uplift_in_words)):
+        _indented(console, sentence)
     console.print()
     console.print(_coupon_table(report))
     console.print()

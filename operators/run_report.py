@@ -123,6 +123,23 @@ class RunReport:
         )
 
     @property
+    def only_explores(self) -> bool:
+        """Whether every coupon is drawn by chance although coupons could be judged."""
+        explored = sum(line.explored for line in self.coupons)
+        return not self.is_cold_start and 0 < explored == self.totals.with_coupon
+
+    @property
+    def advice(self) -> str:
+        """What to make of a list on which no coupon is expected to pay off; else empty."""
+        if not self.only_explores:
+            return ""
+        return (
+            "For nobody is a coupon expected to bring in more than it costs, judging by what past "
+            "coupons changed. The coupons given are drawn by chance, so that this can be learned; "
+            "the rest of the budget is best kept, or spent on other coupons."
+        )
+
+    @property
     def uplift_in_words(self) -> str:
         """The expected gain, marked as what it is."""
         totals = self.totals

@@ -297,6 +297,15 @@ def test_cold_start_says_so(shop: Shop) -> None:
     assert "in 0 of them a coupon can be judged" in text
 
 
+def test_a_list_of_draws_by_chance_is_called_that(shop: Shop) -> None:
+    shop.decided = [(*row[:-1], row[1] != "none") for row in DECIDED]
+    assert "For nobody is a coupon expected to bring" in _text(shop.fill().page())
+
+
+def test_a_coupon_that_pays_off_needs_no_such_advice(shop: Shop) -> None:
+    assert "For nobody is a coupon expected to bring" not in _text(shop.fill().page())
+
+
 def test_nobody_gets_a_coupon(shop: Shop) -> None:
     shop.decided = [("ada", "none", 0.0, 0.0, 0.0, None, "no_purchase_yet", False)]
     shop.coupons, shop.planned = COUPONS[:1], []
