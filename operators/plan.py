@@ -1,14 +1,12 @@
 """Step: learn how customers respond and move on from the log, and plan with Dyna-Q."""
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from airflow.sdk import Context
 
 from winback.models.mdp import CustomerModel, Transitions, learn_model, link_next_states
-from winback.models.states import EncodedStates, StateSpace
+from winback.models.states import StateGrid, StateSpace
 from winback.models.survival import SurvivalFit
 from winback.operators.artifacts import SURVIVAL
 from winback.operators.base import WinbackOperator
@@ -24,8 +22,6 @@ from winback.operators.warehouse import read_table, write_work
 
 if TYPE_CHECKING:
     from winback.models.planner import PlanResult
-
-EXPOSURE = re.compile(r"coupons_last_30d=[^|]*")  # its part of a state key: what offers move
 
 # The decision date's own snapshots are there so that its states have a row, and as next states.
 DECISIONS = """
@@ -43,16 +39,6 @@ from {schema}.customer_snapshots
 where snapshot_date <= {as_of} and (is_on_grid or snapshot_date = {as_of})
 order by snapshot_date, customer_id
 """
-
-
-@dataclass(frozen=True)
-class StateGrid:
-    """States as situation × exposure, so that the plan knows what a coupon leads to even where no
-    customer has been yet."""
-
-    keys: list[str]  # of state number situation · exposures + exposure
-    exposures: int
-    state: Any  # (n,) number of every row's state
 
 
 class PlanOperator(WinbackOperator):
@@ -74,8 +60,7 @@ def plan(run: Run) -> dict[str, Any]:
     space = StateSpace(run.settings.state_bins)
     rows = _read_decisions(run, space)
     fit = SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
-    states = space.encode(state_columns(rows, fit, space.features))
-    grid = state_grid(states)
+    grid = space.grid(space.encode(state_columns(rows, fit, space.features)))
     transitions = _transitions(rows, grid, catalogue)
     settings = run.settings
     model = learn_model(
@@ -100,22 +85,6 @@ def plan(run: Run) -> dict[str, Any]:
     table = _q_table(run, grid.keys, catalogue, model, result)
     write_work(run, "q_table", [table])
     return _figures(model, result, len(transitions))
-
-
-def state_grid(states: EncodedStates) -> StateGrid:
-    """Every situation with every exposure seen anywhere, fewest coupons first."""
-    parts = [(EXPOSURE.findall(key) or [""])[0] for key in states.keys]
-    exposures = sorted(set(parts), key=_lower_edge)
-    around = [tuple(EXPOSURE.split(key)) for key in states.keys]  # what stands before and after
-    keys = [part.join(rest) for rest in sorted(set(around)) for part in exposures]
-    number = {key: i for i, key in enumerate(keys)}
-    renumbered = np.array([number[key] for key in states.keys], dtype=np.int64)
-    return StateGrid(keys, max(len(exposures), 1), renumbered[states.codes])
-
-
-def _lower_edge(part: str) -> float:
-    """-inf of "coupons_last_30d=[-inf,1)"; 0 where the state leaves the feature out."""
-    return float(part.partition("[")[2].partition(",")[0] or 0)
 
 
 def _read_decisions(run: Run, space: StateSpace) -> Any:

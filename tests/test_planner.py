@@ -243,8 +243,7 @@ def shop_plan(log):
 
 
 def test_useless_coupons_are_not_given_although_hidden_good_customers_got_them():
-    """Simulated truth: coupons cost 0.5 and do nothing. Compared within states only, they seemed
-    to bring 9 in the long run and were given in 9 of 10 states. Over worlds, since one in six
+    """Simulated truth: coupons cost 0.5 and do nothing. Medians over worlds, since one in six
     useless coupons looks a standard error better than it is."""
     share, claim = [], []
     for seed in range(8):
