@@ -22,6 +22,7 @@ from winback.operators.local_airflow import (
 from winback.operators.run import Run
 
 DONE, FAILED, WRONG_CALL = 0, 1, 2
+CURRENT = "current_recommendations"
 
 COUPON_LIST = """
 copy (
@@ -176,8 +177,8 @@ def _show_result(
     places = {
         "Report": run.artifacts.uri(REPORT),
         "Data checks": run.artifacts.uri("data_docs"),
-        "Warehouse": f"select * from {run.settings.schema_name}.current_recommendations;",
-        "Redis": "get winback:current",
+        "Warehouse": f'psql ADDRESS -c "select * from {run.settings.schema_name}.{CURRENT}"',
+        "Redis": "redis-cli -u ADDRESS get winback:current",
         "Full log": str(log_file),
     }
     show_places(console, places)

@@ -113,6 +113,8 @@ def test_a_taken_port_is_left_to_its_owner(data_dir):
         pass
     taken = psycopg.conninfo.conninfo_to_dict(first.postgres_url)["port"]
     with socket.socket() as other:
+        # connections of the first server may linger on the port, which a listener may still take
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", int(taken)))
         other.listen()
         with running_servers(data_dir) as second:
