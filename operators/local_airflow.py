@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from winback.models.errors import StoreUnavailableError
+from winback.operators.processes import free_port
 from winback.operators.progress import EVENTS_FILE
 
 DAGS = Path(__file__).resolve().parent.parent / "dags"
@@ -111,7 +112,7 @@ def start_standalone(environment: Mapping[str, str], data_dir: Path) -> Iterator
     Raises:
         StoreUnavailableError: Airflow did not come up within START_SECONDS.
     """
-    port = free_port()
+    port = free_port(0)
     address = f"http://127.0.0.1:{port}"
     served = {
         "AIRFLOW__API__HOST": "127.0.0.1",
@@ -162,15 +163,6 @@ def _wait_until_healthy(process: Any, address: str, log_file: Path) -> None:
     raise StoreUnavailableError(
         f"Airflow did not come up at {address} within {START_SECONDS} s; see {log_file}."
     )
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def end_process_group(process: "subprocess.Popen[Any]") -> None:
