@@ -10,7 +10,8 @@ customer's coupons reduce to upgrades of falling value per money (the upper hull
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class Allocation:
         dual_value: D(λ), the least upper bound on any allocation's value.
         duality_gap: dual_value − primal_value, at most the best gain of one customer.
         expected_spend: Σ cost of the chosen coupons, never above the budget.
+        limit_prices: value per unit of each further limit (:mod:`winback.models.limits`), above 0
+            where its ceiling binds and below 0 where its floor does; empty without limits.
     """
 
     coupon: Ints
@@ -43,6 +46,7 @@ class Allocation:
     dual_value: float
     duality_gap: float
     expected_spend: float
+    limit_prices: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,19 +76,31 @@ def solve_budget(value: Floats, cost: Floats, budget: float, eligible: Bools) ->
         DataError: a shape differs, a number is missing, infinite or (cost, budget) negative, a
             customer has no eligible coupon, or the cheapest coupons alone exceed the budget.
     """
-    value, cost = np.asarray(value, np.float64), np.asarray(cost, np.float64)
-    eligible = np.asarray(eligible, np.bool_)
-    _check_shapes(value, cost, eligible)
-    value, cost = np.where(eligible, value, 0.0), np.where(eligible, cost, 0.0)
-    _check_numbers(value, cost, budget, eligible)
+    value, cost, eligible = checked(value, cost, budget, eligible)
     cheapest = _cheapest(value, cost, eligible)
-    _check_affordable(pick(cost, cheapest), budget)
     upgrades = _hull(value, cost, eligible, cheapest)
     coupon, taken = _take(cheapest, upgrades, cost, budget)
     price = float(upgrades.rate[taken]) if taken < len(upgrades.rate) else 0.0
     if taken < len(upgrades.rate):
         coupon = _use_leftover(coupon, value, cost, eligible, budget)
     return _certify(coupon, value, cost, eligible, budget, price)
+
+
+def checked(
+    value: Floats, cost: Floats, budget: float, eligible: Bools
+) -> tuple[Floats, Floats, Bools]:
+    """Value, cost and eligible as they may be computed with: 0 where not eligible.
+
+    Raises:
+        DataError: as :func:`solve_budget`.
+    """
+    value, cost = np.asarray(value, np.float64), np.asarray(cost, np.float64)
+    eligible = np.asarray(eligible, np.bool_)
+    _check_shapes(value, cost, eligible)
+    value, cost = np.where(eligible, value, 0.0), np.where(eligible, cost, 0.0)
+    _check_numbers(value, cost, budget, eligible)
+    _check_affordable(np.where(eligible, cost, np.inf).min(axis=1), budget)
+    return value, cost, eligible
 
 
 def coupons_at_price(value: Floats, cost: Floats, eligible: Bools, price: float) -> Ints:
