@@ -1,4 +1,4 @@
-"""Command line of winback: ``winback demo | run | up | export | rollback``."""
+"""Command line of winback: ``winback demo | run | up | export | rollback | benchmark``."""
 
 import argparse
 import os
@@ -40,6 +40,9 @@ def _dispatch(command: str, options: dict[str, Any]) -> int:
         return commands.run(_given(options), data_dir)
     if command == "export":
         return commands.export(options["as_of"].isoformat(), options["output"], data_dir)
+    if command == "benchmark":
+        options["settings"] = _named_settings(options["settings"])
+        return commands.benchmark(**options, data_dir=data_dir)
     return {"demo": commands.demo, "up": commands.up, "rollback": commands.rollback}[command](
         data_dir
     )
@@ -59,7 +62,46 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--as-of", type=_date, required=True, help="decision date, YYYY-MM-DD")
     export.add_argument("-o", "--output", type=Path, required=True, help="the CSV file")
     _command(commands, "rollback", "serve the previous Q-table from Redis again")
+    _add_benchmark(commands)
     return parser
+
+
+def _add_benchmark(commands: Any) -> None:
+    command = _command(commands, "benchmark", "policies in worlds whose best policy is known")
+    for option, default, help_text in (
+        ("--worlds", 4, "how many; they go through the families in turn (default: %(default)s)"),
+        ("--customers", 20_000, "of each world (default: %(default)s)"),
+        ("--weeks", 40, "of log before the decision (default: %(default)s)"),
+        ("--loop", 0, "let the worlds live on for so many weeks under winback's decisions"),
+    ):
+        command.add_argument(option, type=int, default=default, metavar="N", help=help_text)
+    command.add_argument("--families", nargs="+", default=(), metavar="NAME", help="of worlds")
+    command.add_argument(
+        "--confounding",
+        type=float,
+        metavar="X",
+        help="0: offers by chance; 2: to likely buyers",
+    )
+    command.add_argument("--policies", nargs="+", default=(), metavar="NAME", help="empty: all")
+    command.add_argument(
+        "--set",
+        dest="settings",
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUE",
+        help="settings of winback, for all its variants",
+    )
+    command.add_argument("--fresh", action="store_true", help="run again what the table has")
+    command.add_argument("-o", "--output", type=Path, required=True, help="folder of the report")
+
+
+def _named_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` texts as settings."""
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    unknown = sorted(set(given) - set(Settings.model_fields))
+    if unknown:
+        raise SettingsError(f"--set: no such settings: {', '.join(unknown)}")
+    return _given(given)
 
 
 def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:

@@ -5,12 +5,21 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, ExceptionRetryPolicy, RetryAction, RetryRule, chain
 
-from winback.models.errors import DataError, NotFittedError, SettingsError, StoreUnavailableError
+from winback.models.errors import (
+    DataError,
+    HeldError,
+    NotFittedError,
+    SettingsError,
+    StoreUnavailableError,
+)
 from winback.models.settings import load_settings
 from winback.operators.allocate_coupons import AllocateCouponsOperator
 from winback.operators.check_data import CheckDataOperator
+from winback.operators.check_drift import CheckDriftOperator
 from winback.operators.dbt_build import DbtBuildOperator
+from winback.operators.evaluate_policy import EvaluatePolicyOperator
 from winback.operators.finish_run import FinishRunOperator
+from winback.operators.fit_response import FitResponseOperator
 from winback.operators.fit_survival import FitSurvivalOperator
 from winback.operators.params import dag_params
 from winback.operators.plan import PlanOperator
@@ -27,7 +36,8 @@ Orders and past coupons become features (dbt), the features become forecasts (BG
 anyway; Transformer: what a purchase with each coupon brings), the forecasts become a plan
 (Dyna-Q: what a coupon does to the weeks after) and the plan becomes one decision per customer
 within the coupon budget. Great Expectations checks the data between the steps; if a check or a
-task fails, yesterday's recommendations and Q-table stay.
+task fails, yesterday's recommendations and Q-table stay. They stay as well if the new plan looks
+worse on the log than theirs (the run is `held`; the param `override_gate` publishes it).
 
 Results: `winback.current_recommendations` in the warehouse, `winback:current` in Redis.
 """
@@ -35,10 +45,12 @@ Results: `winback.current_recommendations` in the warehouse, `winback:current` i
 RECOMMENDATIONS = Asset("winback://recommendations", group="winback")
 Q_TABLE = Asset("winback://q_table", group="winback")
 
-# Wrong data and wrong settings stay wrong; a server that is away may come back.
+# Wrong data, wrong settings and a verdict stay; a server that is away may come back.
 RETRY_BY_ERROR = ExceptionRetryPolicy(
     rules=[
-        RetryRule(exception=[DataError, SettingsError, NotFittedError], action=RetryAction.FAIL),
+        RetryRule(
+            exception=[DataError, SettingsError, NotFittedError, HeldError], action=RetryAction.FAIL
+        ),
         RetryRule(exception=StoreUnavailableError, action=RetryAction.RETRY),
     ]
 )
@@ -75,6 +87,7 @@ with DAG(
     check_features = CheckDataOperator(task_id="check_features", suite="features", **run)
     fit_survival = FitSurvivalOperator(task_id="fit_survival", **run)
     check_scores = CheckDataOperator(task_id="check_scores", suite="scores", **run)
+    check_drift = CheckDriftOperator(task_id="check_drift", **run)
     train_profit = TrainProfitOperator(
         task_id="train_profit",
         pool=deployment.training_pool,
@@ -82,8 +95,10 @@ with DAG(
         execution_timeout=timedelta(hours=6),
         **run,
     )
+    fit_response = FitResponseOperator(task_id="fit_response", **run)
     plan = PlanOperator(task_id="plan", **run)
     allocate_coupons = AllocateCouponsOperator(task_id="allocate_coupons", **run)
+    evaluate_policy = EvaluatePolicyOperator(task_id="evaluate_policy", **run)
     check_recommendations = CheckDataOperator(
         task_id="check_recommendations", suite="recommendations", **run
     )
@@ -91,10 +106,14 @@ with DAG(
         task_id="publish",
         started_at=started["started_at"],
         metrics={
+            "settings": started["settings"],
             "survival": fit_survival.output,
+            "drift": check_drift.output,
             "profit": train_profit.output,
+            "response": fit_response.output,
             "plan": plan.output,
             "allocation": allocate_coupons.output,
+            "evaluation": evaluate_policy.output,
         },
         outlets=[RECOMMENDATIONS, Q_TABLE],
         **run,
@@ -112,9 +131,12 @@ with DAG(
         check_features,
         fit_survival,
         check_scores,
+        check_drift,
         train_profit,
+        fit_response,
         plan,
         allocate_coupons,
+        evaluate_policy,
         check_recommendations,
         publish,
         dbt_reports,

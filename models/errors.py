@@ -6,6 +6,7 @@
     ├── DataError              the data are wrong: stop and tell the analyst
     ├── SettingsError          the command line or a setting is wrong: correct it (exit code 2)
     ├── NotFittedError         a result of an earlier task is missing: run that task
+    ├── HeldError              the gate keeps the current policy: decide (exit code 1)
     └── StoreUnavailableError  Postgres, Redis or the artifact store does not answer: retry
 """
 
@@ -26,6 +27,10 @@ class SettingsError(WinbackError):
 
 class NotFittedError(WinbackError):
     """A model, artifact or result that an earlier task makes is missing."""
+
+
+class HeldError(WinbackError):
+    """The new policy may not replace the current one; nothing is broken and nothing has changed."""
 
 
 class StoreUnavailableError(WinbackError):

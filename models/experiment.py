@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from winback.models.allocation import Bools, Floats, Ints, affordable, pick
 from winback.models.errors import DataError, SettingsError, first_rows
+from winback.models.limits import Limit
 
 SEPARATOR = "\0"  # Postgres text cannot hold it, so no two lists of words join to the same text
 SPEND_DEVIATIONS = 3.0  # exploration exceeds its money by chance about once in a thousand runs
@@ -30,7 +31,7 @@ class Exploration:
         explores: (n,) the exploring branch draws this customer's coupon.
         coupon: (n,) the coupon it draws, or would have drawn.
         rate: (n,) ε_i, the probability that it draws; 0 where only one coupon is eligible.
-        scale: what the budget left of the wanted rates, in [0, 1].
+        scale: what the budget and the limits left of the wanted rates, in [0, 1].
         expected_cost: expected budget money that the explorers take, currency.
     """
 
@@ -85,6 +86,8 @@ def draw_exploration(
     rate: float,
     floor: float,
     limit: float,
+    limits: Sequence[Limit] = (),
+    limit_share: float = 1.0,
 ) -> Exploration:
     """Let ε of the customers explore: a coupon drawn uniformly from their eligible ones.
 
@@ -103,12 +106,18 @@ def draw_exploration(
         rate: ε, share of customers who explore; 0 turns exploration off.
         floor: smallest probability of an eligible coupon.
         limit: money for exploration; the explorers never cost more.
+        limits: further limits; who counts in one explores as far as its ceiling allows too.
+        limit_share: the part of every ceiling that exploration may use.
 
     Raises:
         SettingsError: rate or floor is outside [0, 1], or the floors of K coupons exceed 1.
     """
     wanted = _wanted_rates(eligible, rate, floor)
-    scale = _affordable_scale(wanted, eligible, cost, limit)
+    scale = np.full(len(wanted), _affordable_scale(wanted, eligible, cost, limit))
+    for further in limits:
+        room = limit_share * further.ceiling
+        fits = _affordable_scale(wanted, eligible, further.weight(cost), room)
+        scale[further.customers] = np.minimum(scale[further.customers], fits)
     day = f"{as_of:%Y-%m-%d}"  # of a datetime too
     coupon = _uniform_coupon(unit_hash(ids, salt, day, "coupon"), eligible)
     chance = unit_hash(ids, salt, day, "explore")
@@ -116,10 +125,13 @@ def draw_exploration(
     drawn_cost = pick(cost, coupon)
     explorers = np.nonzero(explores)[0]
     explorers = explorers[np.argsort(chance[explorers] / wanted[explorers], kind="stable")]
-    kept = affordable(drawn_cost[explorers], limit)
-    explores[explorers[kept:]] = False
-    spend = math.fsum(drawn_cost[explorers[:kept]])
-    return Exploration(explores, coupon, scale * wanted, scale, spend)
+    kept = explorers[: affordable(drawn_cost[explorers], limit)]
+    for further in limits:
+        kept = _within(further, kept, coupon, cost, limit_share * further.ceiling)
+    explores[:] = False
+    explores[kept] = True
+    mean_scale = float((scale * wanted).sum() / wanted.sum()) if wanted.any() else 1.0
+    return Exploration(explores, coupon, scale * wanted, mean_scale, math.fsum(drawn_cost[kept]))
 
 
 def policy_probabilities(greedy: Ints, eligible: Bools, rate: Floats) -> Floats:
@@ -155,11 +167,18 @@ def _affordable_scale(wanted: Floats, eligible: Bools, cost: Floats, limit: floa
     """The largest s ≤ 1 with s·M + k·√(s·V) ≤ limit, M and V mean and variance bound at s = 1."""
     weight = eligible * (wanted / np.maximum(eligible.sum(axis=1), 1))[:, None]
     mean, variance = float((weight * cost).sum()), float((weight * cost**2).sum())
-    if mean == 0:
+    if mean == 0 or math.isinf(limit):
         return 1.0
     spread = SPEND_DEVIATIONS * math.sqrt(variance)
     root = 2 * limit / (spread + math.sqrt(spread**2 + 4 * mean * limit))
     return min(1.0, root**2)
+
+
+def _within(limit: Limit, explorers: Ints, coupon: Ints, cost: Floats, room: float) -> Ints:
+    """The explorers but for the last of those who together exceed what a limit leaves them."""
+    weight = pick(limit.weight(cost), coupon)[explorers]
+    kept: Ints = explorers[(np.cumsum(weight) <= room) | (weight == 0)]
+    return kept
 
 
 def _uniform_coupon(chance: Floats, eligible: Bools) -> Ints:

@@ -1,18 +1,23 @@
 """May the new policy replace the current one? A rule on estimates of what the change would earn.
 
-A policy goes out only if the lower bound of (new − current) and that of (new − no coupons) are not
+Against the current policy, a new one goes out only if the lower bound of the difference is not
 below −tolerance. Lower bounds at a two-sided level of 0.90 are wrong in 5 % of all logs, so a
 policy worse than the tolerance passes in 5 % at most. A tolerance of 0 holds nearly every policy
 that is about as good as the current one, since half of the interval lies below zero: what to
-tolerate is a decision of the user, in currency per decision.
+tolerate is a decision of the user.
 
-An estimate with an alarm proves nothing, neither harm nor its absence, so it does not let a policy
-pass. Three cases need no proof:
+Against no coupons at all, a policy is held if it is shown to lose: the whole interval lies below
+zero. A loss that is merely not ruled out does not hold it. A log without proof gets better only by
+coupons that are really given, the budget limits what they may cost, and the holdout measures it.
 
-* no policy is published yet: there is nothing to be worse than, only no coupons at all;
-* nothing but exploration is planned: it is how a log without proof gets better, and its money is
-  limited in advance; if the current policy is shown to be better, exploration does not replace it;
-* both policies decide alike in nearly all decisions.
+An estimate with an alarm proves nothing, neither harm nor its absence. It holds a policy that
+changes much of what is being done; it lets pass
+
+* the first policy: there is nothing to be worse than, only no coupons at all;
+* nothing but exploration: it is how a log without proof gets better, and its money is limited in
+  advance; if the current policy is shown to be better, exploration does not replace it;
+* a policy that decides as the current one in nearly all decisions: a small shop retrained on one
+  more week would otherwise be held for good.
 
 The comparisons should leave exploration out of both policies: drawing at random costs money on
 purpose, and would be held against a policy that explores more.
@@ -25,6 +30,8 @@ from winback.models.errors import SettingsError
 from winback.models.off_policy import SAME_POLICY, Estimate
 
 CHAMPION, NONE = "the current policy", "no coupons at all"
+FIRST = "No policy is published yet, so there is none to compare with."
+SIMILAR = 0.1  # of decisions: what a week of new data changes; more is another policy
 
 Figure = float | str | None
 
@@ -55,16 +62,19 @@ def judge(
     *,
     only_exploration: bool = False,
     override: bool = False,
+    without_champion: str = FIRST,
 ) -> Verdict:
     """Publish or hold.
 
     Args:
         versus_champion: value of the new policy minus that of the current one
-            (:func:`winback.models.off_policy.difference`); None: no policy is published yet.
+            (:func:`winback.models.off_policy.difference`); None: there is none to compare with.
         versus_none: minus that of no coupons at all; None: no log to estimate it from.
-        tolerance: loss that is accepted, currency per decision, 0 or more.
+        tolerance: loss against the current policy that is accepted, currency per decision, 0 or
+            more.
         only_exploration: the new policy gives no coupon but those drawn by chance.
         override: publish in any case; recorded in the verdict.
+        without_champion: a sentence on why there is no current policy to compare with.
 
     Raises:
         SettingsError: the tolerance is negative or not finite.
@@ -72,8 +82,10 @@ def judge(
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise SettingsError(f"expected a tolerance of 0 or more, came {tolerance}")
     findings = [
-        _against_champion(versus_champion, tolerance, only_exploration),
-        _against_none(versus_none, tolerance, only_exploration),
+        (True, without_champion)
+        if versus_champion is None
+        else _against_champion(versus_champion, tolerance, only_exploration),
+        _against_none(versus_none, only_exploration),
     ]
     rule_passed = all(passed for passed, _ in findings)
     words = " ".join(words for _, words in findings)
@@ -93,41 +105,55 @@ def _outcome(rule_passed: bool, override: bool) -> str:
 
 
 def _against_champion(
-    found: Estimate | None, tolerance: float, only_exploration: bool
+    found: Estimate, tolerance: float, only_exploration: bool
 ) -> tuple[bool, str]:
-    if found is None:
-        return True, "No policy is published yet, so there is none to compare with."
-    if _is_worthless(found) and only_exploration:
-        return True, f"{_worthless(CHAMPION, found)} Only exploration is planned, which mends that."
-    return _compare(CHAMPION, found, tolerance)
-
-
-def _against_none(
-    found: Estimate | None, tolerance: float, only_exploration: bool
-) -> tuple[bool, str]:
-    if only_exploration:
-        return True, "No coupon but those of exploration is given."
-    if found is None:
-        return False, (
-            "There is no log that shows what coupons do: explore first, or publish by override."
-        )
-    return _compare(NONE, found, tolerance)
-
-
-def _compare(name: str, found: Estimate, tolerance: float) -> tuple[bool, str]:
-    if found.disagreement is not None and found.disagreement <= SAME_POLICY:
-        return True, f"It decides as {name} in {1 - found.disagreement:.1%} of all decisions."
+    share = found.disagreement
+    if share is not None and share <= SAME_POLICY:
+        return True, _alike(CHAMPION, share)
     if _is_worthless(found):
-        return False, f"{_worthless(name, found)} Explore more, or publish by override."
-    words = (
-        f"Against {name} it brings {found.value:+.4g} per decision "
-        f"(interval {found.lower:+.4g} to {found.upper:+.4g})"
-    )
+        words = _worthless(CHAMPION, found)
+        if only_exploration:
+            return True, f"{words} Only exploration is planned, which mends that."
+        if share is not None and share <= SIMILAR:
+            return True, f"{words} {_alike(CHAMPION, share)}"
+        return False, f"{words} Explore more, or publish by override."
+    words = _brings(CHAMPION, found)
     if found.lower >= -tolerance:
         return True, f"{words}, at worst within the tolerated {-tolerance:.4g}."
     if found.upper < -tolerance:
         return False, f"{words}: worse than the tolerated {-tolerance:.4g}."
     return False, f"{words}: a loss beyond the tolerated {-tolerance:.4g} is not ruled out."
+
+
+def _against_none(found: Estimate | None, only_exploration: bool) -> tuple[bool, str]:
+    if only_exploration:
+        words = "No coupon but those of exploration is given."
+        if found is not None and _is_worthless(found):
+            words = f"{words} {_worthless(NONE, found)}"
+        return True, words
+    if found is None:
+        return True, "No log shows yet what coupons do; the holdout will."
+    if found.disagreement is not None and found.disagreement <= SAME_POLICY:
+        return True, _alike(NONE, found.disagreement)
+    if _is_worthless(found):
+        return True, f"{_worthless(NONE, found)} The holdout will tell."
+    words = _brings(NONE, found)
+    if found.upper < 0:
+        return False, f"{words}: it loses money."
+    if found.lower < 0:
+        return True, f"{words}: a loss is not ruled out, the holdout will tell."
+    return True, f"{words}: it earns money."
+
+
+def _alike(name: str, disagreement: float) -> str:
+    return f"It decides as {name} in {1 - disagreement:.1%} of all decisions."
+
+
+def _brings(name: str, found: Estimate) -> str:
+    return (
+        f"Against {name} it brings {found.value:+.4g} per decision "
+        f"(interval {found.lower:+.4g} to {found.upper:+.4g})"
+    )
 
 
 def _is_worthless(found: Estimate) -> bool:

@@ -1,17 +1,12 @@
-"""The customers as a Markov decision process, learned from logged decisions.
+"""The learned model of customers as a Markov decision process, and its exact solution.
 
-A state is a situation (recency, spending, …) together with an exposure (coupons of the last weeks);
-states are numbered situation · exposures + exposure, exposure 0 = none. Coupons are 0…A−1 with
-0 = ``none``. Q(s, a) = reward + effects + γ E[V(s′)], where
+A state is a hidden class of customers at a situation (models/situations.py). What happens there is
+the response model's: a purchase with its chance, then the next situation, which depends on whether
+there was a purchase (recency, purchases of late) and an offer (coupons of late) and is counted from
+the log; leaving ends the process, and nothing follows.
 
-* situations follow each other as in the log, whatever the coupon: better customers get more
-  coupons, so the next situations of decisions with a coupon say who got it, not what it did;
-* exposures follow from the exposure and whether there was an offer, as in the log;
-* what a coupon, and an exposure, does to the reward and to the value of the next situation is
-  measured within customers (models/effects.py) and enters as a lower bound.
-
-Everything rare is shrunk: a situation toward its parent (a coarser one), the parent toward all
-customers. Kernels are kept in layers, so memory grows with the log and not with S².
+Plans are made at a price of coupon money: they maximise Σ γ^t (profit − price · coupon money), so
+the budget of the weeks to come is part of every value (Q_λ; Xiao et al. 2019).
 """
 
 from dataclasses import dataclass
@@ -21,33 +16,30 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from winback.models.effects import (
-    Effects,
-    Grid,
-    Outcomes,
-    customer_free_value,
-    measure,
-    situation_means,
-)
 from winback.models.errors import DataError, SettingsError, first_rows
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from winback.models.response import ResponseModel, leaving_cell, levelled_purchase
+from winback.models.situations import (
+    COUPONS,
+    PURCHASES,
+    RECENCIES,
+    SITUATIONS,
+    Bools,
+    Floats,
+    Ints,
+    Panel,
+)
 
 UNKNOWN_STATE = -1  # not observed yet: the reward counts, the next state does not
 TERMINAL = -2  # the process ends here: nothing follows
 MAX_SWEEPS = 100_000  # γ = .9999 needs about this many; more means a wrong γ
+PLACES = RECENCIES * PURCHASES  # situations but for the coupons of late
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """Logged decisions, each column (n,), oldest first: in `period`, `customer` (both numbered from
-    0) was in `state`, got `coupon`, earned `reward`, and went to `next_state` (or UNKNOWN_STATE,
-    TERMINAL)."""
+    """Logged decisions, each column (n,), oldest first: in `state`, `coupon` earned `reward`, and
+    led to `next_state` (or UNKNOWN_STATE, TERMINAL)."""
 
-    customer: Ints
-    period: Ints
     state: Ints
     coupon: Ints
     reward: Floats
@@ -65,141 +57,111 @@ class Transitions:
         """Raise DataError where a number points outside the tables."""
         sizes = {column.shape for column in self._columns()}
         if sizes != {(len(self),)}:
-            raise DataError(f"transitions: expected six columns of one length; got {sizes}")
-        _refuse("customer must be 0 or more", self.customer < 0)
-        _refuse("period must be 0 or more", self.period < 0)
+            raise DataError(f"transitions: expected four columns of one length; got {sizes}")
         _inside("state", self.state, 0, n_states)
         _inside("coupon", self.coupon, 0, n_coupons)
         _inside("next_state", self.next_state, TERMINAL, n_states)
         _refuse("reward must be a finite number", ~np.isfinite(self.reward))
 
     def _columns(self) -> tuple[npt.NDArray[Any], ...]:
-        return (
-            *(self.customer, self.period, self.state),
-            *(self.coupon, self.reward, self.next_state),
-        )
+        return (self.state, self.coupon, self.reward, self.next_state)
 
 
 @dataclass(frozen=True)
 class CustomerModel:
-    """What the log says about rewards and what follows; S states × A coupons."""
+    """What is known of rewards and of what follows; S states × A coupons.
 
-    grid: Grid
-    visits: Ints  # (S, A) logged decisions
-    support: Ints  # (S, A) logged decisions in all states of the same parent
-    allowed: Bools  # (S, A) enough support to be chosen; `none` always is
-    reward: Floats  # (S, A) expected reward, shrunk
-    reward_lower: Floats  # (S, A) the same with lower bounds of what coupons do
-    future_effect: Floats  # (S, A) lower bound of the effect on γV(next situation)
-    situation_kernel: sparse.csr_matrix  # (situations, situations) shares of the next one
-    parent_kernel: sparse.csr_matrix  # (parents, situations)
-    root_kernel: Floats  # (situations,) all customers
-    situation_weight: Floats  # (situations,) trust in its own kernel; the rest goes to the parent
-    parent_weight: Floats  # (parents,) the same; the rest goes to all customers
-    exposure_kernel: Floats  # (exposures, A, exposures) shares of the next exposure
+    Attributes:
+        reward: (S, A) expected profit of the window: margin, less redeemed money and contact.
+        cost: (S, A) expected coupon money that the budget pays; 0 for `none`.
+        kernel: (S · A, S) chances of the next state; what is missing to 1 ends there.
+        allowed: (S, A) coupons that may be chosen; `none` always is.
+    """
+
+    reward: Floats
+    cost: Floats
+    kernel: sparse.csr_matrix
+    allowed: Bools
 
     @property
-    def n_states(self) -> int:
-        return int(self.visits.shape[0])
+    def shape(self) -> tuple[int, int]:
+        """S, A."""
+        return self.reward.shape[0], self.reward.shape[1]
 
-    @property
-    def n_coupons(self) -> int:
-        return int(self.visits.shape[1])
-
-    def by_exposure(self, following: Floats) -> Floats:
-        """(S, A) expectation over the next exposure of (situations, next exposures) values."""
-        mixed: Floats = np.einsum("kaj,xj->xka", self.exposure_kernel, following)
-        return mixed.reshape(self.visits.shape)
-
-    def backed_off(self, value: Floats) -> Floats:
-        """(situations, exposures) mean value of the next situation, from the parents upwards."""
-        table = value.reshape(-1, self.grid.exposures)
-        root = self.root_kernel @ table
-        coarse = _blend(self.parent_weight[:, None], self.parent_kernel @ table, root)
-        rows: Floats = coarse[self.grid.parent]
-        return rows
-
-    def expected(self, value: Floats) -> Floats:
-        """E[V(s') | s, a], (S, A), for state values (S,), before any effect of the coupon."""
-        own = self.situation_kernel @ value.reshape(-1, self.grid.exposures)
-        weight = self.situation_weight[:, None]
-        return self.by_exposure(_blend(weight, own, self.backed_off(value)))
+    def payoff(self, price: float) -> Floats:
+        """(S, A) profit less the price of coupon money."""
+        return self.reward - price * self.cost
 
     def future(self, value: Floats, gamma: float) -> Floats:
-        """What follows after the decision, discounted, (S, A)."""
-        return self.future_effect + gamma * self.expected(value)
+        """(S, A) γ E[V(s') | s, a] for state values (S,)."""
+        expected: Floats = (self.kernel @ value).reshape(self.shape)
+        return gamma * expected
 
     def value(self, q: Floats) -> Floats:
-        """V(s) = max over allowed coupons of Q(s, a), (S,)."""
-        best: Floats = np.where(self.allowed, q, -np.inf).max(axis=1)
+        """(S,) V(s) = max over allowed coupons of Q(s, a)."""
+        best: Floats = np.where(self.allowed, q, -np.inf).max(axis=1, initial=-np.inf)
         return best
 
-    def backup(self, value: Floats, gamma: float) -> Floats:
-        """The Bellman operator with pessimistic effects, (S, A)."""
-        return self.reward_lower + self.future(value, gamma)
-
-    def transition(self) -> Floats:
-        """All levels multiplied out, (S·A, S): rows are P(s' | s, a). For small tables only."""
-        columns = [self.expected(unit).ravel() for unit in np.eye(self.n_states)]
-        return np.stack(columns, axis=1)
+    def backup(self, value: Floats, gamma: float, price: float = 0.0) -> Floats:
+        """(S, A) the Bellman operator."""
+        return self.payoff(price) + self.future(value, gamma)
 
 
 def learn_model(
-    transitions: Transitions,
-    n_coupons: int,
-    parent_of_situation: npt.ArrayLike,
-    *,
-    exposures: int = 1,
-    gamma: float = 0.95,
-    prior_strength: float = 50.0,
-    min_visits: int = 30,
-    pessimism: float = 1.0,
+    response: ResponseModel, panel: Panel, contact_cost: Floats, *, min_visits: int = 30
 ) -> CustomerModel:
-    """Learn rewards and transitions from logged decisions.
+    """Put the response model and the log's moves together.
 
-    ``parent_of_situation`` numbers the coarser situations; ``gamma`` is the discount of the plan,
-    which effects on the future are valued with; ``prior_strength`` is how many decisions the level
-    above counts for; a coupon with fewer than ``min_visits`` decisions in all states of the parent
-    is not allowed; ``pessimism`` is how many standard errors the lower bounds lie below the
-    estimates (VI-LCB, Rashidinejad et al. 2021). An empty log gives zero rewards and allows
-    ``none`` only.
+    Args:
+        response: how the classes respond.
+        panel: the log that situations move in.
+        contact_cost: (A,) of sending a coupon, currency.
+        min_visits: a coupon offered less often at a recency and purchases of late is not allowed
+            there.
     """
-    check_discount(gamma)
-    grid = Grid(_parents(parent_of_situation), exposures, n_coupons)
-    transitions.check(grid.states, n_coupons)
-    visits, support = _visits(transitions, grid)
-    allowed = support >= max(min_visits, 1)  # never a coupon that nobody was given
-    allowed[:, 0] = True
-    base = _baseline(transitions, grid, prior_strength)
-    now = _effects(transitions, grid, transitions.reward, prior_strength)
-    later = _future_effects(transitions, grid, gamma, prior_strength)
+    chance = levelled_purchase(response)
+    redeemed = response.redeemed * response.cost_levels
+    reward = chance * (response.margin[:, None] - redeemed)[:, None, :] - contact_cost
+    cost = chance * redeemed[:, None, :]
+    cost[:, :, 0] = 0.0
+    shape = (response.classes * SITUATIONS, response.coupons)
+    supported = support(panel, response.coupons) >= max(min_visits, 1)
+    supported[:, 0] = True
     return CustomerModel(
-        grid=grid,
-        visits=visits,
-        support=support,
-        allowed=allowed,
-        reward=base + _by_state(now.exposure[:, :, None] + now.offer, grid),
-        reward_lower=base + _lower_now(now, grid, pessimism),
-        future_effect=_lower_later(later, grid, pessimism),
-        exposure_kernel=_exposure_kernel(transitions, grid),
-        **_situation_kernels(transitions, grid, prior_strength),
+        reward=reward.reshape(shape),
+        cost=cost.reshape(shape),
+        kernel=_kernel(response, chance, _moves(panel)),
+        allowed=np.tile(supported, (response.classes, 1)),
     )
 
 
+def support(panel: Panel, coupons: int) -> Ints:
+    """(SITUATIONS, A) logged decisions at the same recency and purchases of late."""
+    place = panel.situation[panel.closed] // COUPONS
+    cell = place * coupons + panel.coupon[panel.closed]
+    counts = np.bincount(cell, minlength=PLACES * coupons).reshape(PLACES, coupons)
+    return np.repeat(counts.astype(np.int64), COUPONS, axis=0)
+
+
 def value_iteration(
-    model: CustomerModel, gamma: float, tolerance: float = 1e-6, q: Floats | None = None
+    model: CustomerModel,
+    gamma: float,
+    tolerance: float = 1e-6,
+    *,
+    price: float = 0.0,
+    start: Floats | None = None,
 ) -> tuple[Floats, float, int]:
     """Q* of the model, (S, A), its relative residual max|TQ − Q| and the number of sweeps.
 
-    Starts from ``q`` if given. Values are within tolerance × scale of the fixed point, where
-    scale = max(1, max|Q|): the residual must fall below tolerance·(1 − γ).
+    Starts from the table ``start`` if given. Values are within tolerance × scale of the fixed
+    point, where scale = max(1, max|Q|): the residual must fall below tolerance·(1 − γ).
     """
     check_discount(gamma)
-    q = np.zeros(model.visits.shape) if q is None else q
+    q = np.zeros(model.shape) if start is None else start
     if q.size == 0:
         return q, 0.0, 0
     for sweep in range(1, MAX_SWEEPS + 1):
-        updated = model.backup(model.value(q), gamma)
+        updated = model.backup(model.value(q), gamma, price)
         residual = float(np.abs(updated - q).max() / max(1.0, np.abs(updated).max()))
         q = updated
         if residual <= tolerance * (1 - gamma):
@@ -213,135 +175,78 @@ def check_discount(gamma: float) -> None:
         raise SettingsError(f"gamma: expected a discount of at least 0 and below 1; got {gamma!r}")
 
 
-def link_next_states(customer: Ints, period: Ints, state: Ints) -> Ints:
-    """The state of the same customer one period later, (n,); UNKNOWN_STATE where there is none.
+def transitions_of(panel: Panel, customer_class: Ints, contact_cost: Floats) -> Transitions:
+    """The panel's closed decisions, every customer in their likeliest class (n,)."""
+    state = customer_class[panel.customer] * SITUATIONS + panel.situation
+    following = panel.following
+    reached = np.where(following >= 0, state[following], UNKNOWN_STATE)
+    order = np.argsort(panel.period, kind="stable")
+    rows = order[panel.closed[order]]
+    reward = panel.margin - panel.cost - contact_cost[panel.coupon]
+    return Transitions(state[rows], panel.coupon[rows], reward[rows], reached[rows])
 
-    Rows come in any order; (customer, period) pairs are distinct.
+
+def _moves(panel: Panel) -> dict[tuple[bool, bool], sparse.csr_matrix]:
+    """(SITUATIONS, SITUATIONS) chances of the next situation, by (purchase, offer).
+
+    Recency and purchases move by the purchase, coupons of late by the offer. What the log never
+    shows moves as counting says: one period later, one purchase or coupon more.
     """
-    order = np.lexsort((period, customer))
-    here, following = order[:-1], order[1:]
-    adjacent = (customer[here] == customer[following]) & (period[here] + 1 == period[following])
-    linked = np.full(state.shape, UNKNOWN_STATE, dtype=np.int64)
-    linked[here[adjacent]] = state[following[adjacent]]
-    return linked
-
-
-def _visits(log: Transitions, grid: Grid) -> tuple[Ints, Ints]:
-    """Logged decisions of each state, and of all states of its parent, both (S, A)."""
-    shape = (grid.states, grid.coupons)
-    visits = _count(log.state * grid.coupons + log.coupon, grid.states * grid.coupons)
-    parent = np.repeat(grid.parent, grid.exposures)
-    row = parent[log.state] * grid.coupons + log.coupon
-    by_parent = _count(row, grid.parents * grid.coupons).reshape(grid.parents, grid.coupons)
-    return visits.reshape(shape), by_parent[parent]
-
-
-def _baseline(log: Transitions, grid: Grid, prior: float) -> Floats:
-    """Mean reward with `none` and no exposure, (S, 1): what the effects are added to."""
-    situation, exposure = log.state // grid.exposures, log.state % grid.exposures
-    own = (log.coupon == 0) & (exposure == 0)
-    top = float(log.reward.mean()) if len(log) else 0.0
-    means = situation_means(grid, situation[own], log.reward[own], prior, top)
-    return np.repeat(means, grid.exposures)[:, None]
-
-
-def _effects(log: Transitions, grid: Grid, outcome: Floats, prior: float) -> Effects:
-    decisions = Outcomes(log.customer, log.period, log.state, log.coupon, outcome)
-    return measure(grid, decisions, prior)
-
-
-def _future_effects(log: Transitions, grid: Grid, gamma: float, prior: float) -> Effects:
-    """Effects on γV(next situation), valued as for one and the same customer without coupons."""
-    log = log.completed()
-    situation = log.state // grid.exposures
-    following = np.where(log.next_state < 0, TERMINAL, log.next_state // grid.exposures)
-    value = customer_free_value(grid, situation, following, log.customer, log.reward, gamma, prior)
-    outcome = gamma * np.append(value, 0.0)[np.where(following < 0, grid.situations, following)]
-    return _effects(log, grid, outcome, prior)
-
-
-def _lower_now(effects: Effects, grid: Grid, pessimism: float) -> Floats:
-    """Effects on the reward, (S, A): an offer must prove itself, so its bound may be negative."""
-    offer = effects.offer - pessimism * effects.offer_error
-    exposure = _insisted(effects.exposure, effects.exposure_error, pessimism)
-    return _by_state(exposure[:, :, None] + offer, grid)
-
-
-def _lower_later(effects: Effects, grid: Grid, pessimism: float) -> Floats:
-    """Effects on the future, (S, A): gains as far as the data insist, harm in full."""
-    offer = _insisted(effects.offer, effects.offer_error, pessimism)
-    exposure = _insisted(effects.exposure, effects.exposure_error, pessimism)
-    return _by_state(exposure[:, :, None] + offer, grid)
-
-
-def _insisted(effect: Floats, error: Floats, pessimism: float) -> Floats:
-    return np.minimum(effect, np.maximum(effect - pessimism * error, 0.0))
-
-
-def _by_state(effect: Floats, grid: Grid) -> Floats:
-    """(parents, exposures, A) to (S, A)."""
-    table: Floats = effect[grid.parent].reshape(grid.states, grid.coupons)
-    return table
-
-
-def _exposure_kernel(log: Transitions, grid: Grid) -> Floats:
-    """Shares of the next exposure by exposure and coupon, (exposures, A, exposures).
-
-    Counting coupons is the same for every coupon, so all offers are pooled. Combinations that the
-    log never shows stay where they are.
-    """
-    seen = log.next_state >= 0
-    size = grid.exposures
-    here, following = log.state[seen] % size, log.next_state[seen] % size
-    row = here * 2 + (log.coupon[seen] > 0)
-    count = _count(row * size + following, 2 * size * size).reshape(size, 2, size)
-    total = count.sum(axis=2, keepdims=True)
-    stay = np.broadcast_to(np.eye(size)[:, None, :], count.shape)
-    share = np.where(total > 0, count / np.maximum(total, 1), stay)
-    return share[:, (np.arange(grid.coupons) > 0).astype(np.int64), :]
-
-
-def _situation_kernels(log: Transitions, grid: Grid, prior: float) -> dict[str, Any]:
-    """Shares of next situations at the three levels, and the weight of each against the next."""
-    log = log.completed()
-    situation = log.state // grid.exposures
-    to = np.where(log.next_state < 0, TERMINAL, log.next_state // grid.exposures)
-    own, n_own = _kernel(situation, to, grid.situations, grid.situations)
-    coarse, n_coarse = _kernel(grid.parent[situation], to, grid.parents, grid.situations)
-    root, _ = _kernel(np.zeros_like(to), to, 1, grid.situations)
+    following = panel.following
+    rows = np.flatnonzero(panel.closed & (following >= 0))
+    here, there = panel.situation[rows], panel.situation[following[rows]]
+    bought, offered = panel.purchased[rows], panel.coupon[rows] > 0
+    recency, purchases = np.indices((RECENCIES, PURCHASES)).reshape(2, -1)
+    later = np.minimum(recency + 1, RECENCIES - 1) * PURCHASES + purchases
+    after = {False: later, True: np.minimum(purchases + 1, PURCHASES - 1)}
+    tired = np.arange(COUPONS)
+    places = {
+        buy: _shares(here[bought == buy] // COUPONS, there[bought == buy] // COUPONS, after[buy])
+        for buy in (False, True)
+    }
+    fatigue = {
+        offer: _shares(
+            here[offered == offer] % COUPONS,
+            there[offered == offer] % COUPONS,
+            np.minimum(tired + offer, COUPONS - 1),
+        )
+        for offer in (False, True)
+    }
     return {
-        "situation_kernel": own,
-        "parent_kernel": coarse,
-        "root_kernel": root.toarray()[0],
-        "situation_weight": n_own / (n_own + prior),
-        "parent_weight": n_coarse / (n_coarse + prior),
+        (buy, offer): sparse.kron(places[buy], fatigue[offer], format="csr")
+        for buy in (False, True)
+        for offer in (False, True)
     }
 
 
-def _kernel(row: Ints, to: Ints, n_rows: int, n_columns: int) -> tuple[sparse.csr_matrix, Floats]:
-    """Shares of what follows by row, (n_rows, n_columns), and the decisions behind each row.
-
-    What went to TERMINAL counts in the denominator only: such rows sum to less than 1.
-    """
-    n = _count(row, n_rows).astype(np.float64)
-    goes_on = to >= 0
-    entries = (1 / n[row[goes_on]], (row[goes_on], to[goes_on]))
-    return sparse.coo_matrix(entries, shape=(n_rows, n_columns)).tocsr(), n
-
-
-def _blend(weight: Floats, own: Floats, above: Floats) -> Floats:
-    return weight * own + (1 - weight) * above
+def _shares(here: Ints, there: Ints, expected: Ints) -> sparse.csr_matrix:
+    """Row shares of counts, with one thousandth of a count for the move that is expected."""
+    size = len(expected)
+    row = np.append(here, np.arange(size))
+    weight = np.append(np.ones(len(here)), np.full(size, 1e-3))
+    entries = (weight, (row, np.append(there, expected)))
+    counts = sparse.coo_matrix(entries, shape=(size, size)).tocsr()
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    return sparse.diags(1 / total) @ counts
 
 
-def _parents(values: npt.ArrayLike) -> Ints:
-    number = np.asarray(values, dtype=np.int64)
-    if number.ndim != 1 or (number < 0).any():
-        raise DataError(f"parent_of_situation: expected numbers of 0 or more; got {number}")
-    return number
-
-
-def _count(index: Ints, size: int) -> Ints:
-    return np.bincount(index, minlength=size).astype(np.int64)
+def _kernel(
+    response: ResponseModel, chance: Floats, moves: dict[tuple[bool, bool], sparse.csr_matrix]
+) -> sparse.csr_matrix:
+    """(K · SITUATIONS · A, K · SITUATIONS), coupon fastest."""
+    situation = np.arange(SITUATIONS)
+    blocks = []
+    for k in range(response.classes):
+        of_class = []
+        for coupon in range(response.coupons):
+            cell = leaving_cell(situation, np.full(SITUATIONS, coupon))
+            stays, buys = 1 - response.hazard[k, cell], chance[k, :, coupon]
+            move = sparse.diags(stays * buys) @ moves[True, coupon > 0]
+            of_class.append(move + sparse.diags(stays * (1 - buys)) @ moves[False, coupon > 0])
+        by_coupon = sparse.vstack(of_class, format="csr")
+        order = np.arange(SITUATIONS * response.coupons).reshape(response.coupons, -1).T.ravel()
+        blocks.append(by_coupon[order])
+    return sparse.block_diag(blocks, format="csr")
 
 
 def _inside(name: str, values: Ints, low: int, high: int) -> None:

@@ -19,30 +19,14 @@ from winback.models.mdp import (
     CustomerModel,
     Transitions,
     check_discount,
-    learn_model,
-    link_next_states,
     value_iteration,
 )
-
-__all__ = [
-    "CustomerModel",
-    "Environment",
-    "PlanResult",
-    "Transitions",
-    "dyna_q",
-    "dyna_q_on_environment",
-    "learn_model",
-    "link_next_states",
-    "step_size",
-    "td_update",
-    "value_iteration",
-]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-ROUNDS = 10  # times that the back-off values are refreshed during one pass through the log
+ROUNDS = 10  # steps in which ε falls during one pass through the log
 URGENT = 1e-3  # changes below this share of the reward's scale are left to the final sweeps
 
 
@@ -50,10 +34,8 @@ URGENT = 1e-3  # changes below this share of the reward's scale are left to the 
 class PlanResult:
     """The plan; S states × A coupons."""
 
-    q: Floats  # (S, A) pessimistic long-run value
-    future_value: Floats  # (S, A) γ Σ P̂(s' | s, a) V(s') and the coupon's effect on it
-    allowed: Bools  # (S, A)
-    visits: Ints  # (S, A)
+    q: Floats  # (S, A) long-run value at the price of coupon money
+    value: Floats  # (S,) of the best allowed coupon
     greedy: Ints  # (S,) the allowed coupon of highest q; ties go to the first, `none` before all
     residual: float  # max|TQ − Q| / max(1, max|Q|) at the end
     residual_before_sweeps: float  # the same after the Dyna-Q pass
@@ -74,23 +56,15 @@ class Environment(Protocol):
 
 
 class _Tables(NamedTuple):
-    """The model as the compiled loop reads it. A pair is state × A + action.
+    """The model as the compiled loop reads it. A pair is state × A + action."""
 
-    Outcomes are next situations, listed by row; the next exposure is drawn beside them. In an
-    environment every pair has a row of its own, and exposure plays no part.
-    """
-
-    row: Ints  # (pairs,) a pair's outcomes are first[row] … first[row + 1]
-    first: Ints  # (rows + 1,)
-    successor: Ints  # (outcomes,) next situation; negative: nothing follows
+    first: Ints  # (pairs + 1,) a pair's outcomes are first[pair] … first[pair + 1]
+    successor: Ints  # (outcomes,) next state; negative: nothing follows
     chance: Floats  # (outcomes,)
-    exposure: Floats  # (exposures, A, exposures) chances of the next one
-    reward: Floats  # (pairs,) with the coupon's effect on what follows
-    beyond: Floats  # (pairs,) expected value of the outcomes that are not listed (back-off)
-    first_into: Ints  # (situations + 1,)
-    situation_into: Ints  # situations that lead into a situation, the likeliest first
+    reward: Floats  # (pairs,)
+    first_into: Ints  # (S + 1,)
+    pair_into: Ints  # pairs that lead into a state, the likeliest first
     chance_into: Floats
-    is_visited: Bools  # (pairs,)
     visited: Ints  # pairs to draw from in random planning
 
 
@@ -110,6 +84,7 @@ def dyna_q(
     model: CustomerModel,
     transitions: Transitions,
     *,
+    price: float = 0.0,
     gamma: float = 0.95,
     planning_updates: int = 20,
     alpha: float = 0.3,
@@ -117,33 +92,36 @@ def dyna_q(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> PlanResult:
-    """Plan on logged decisions, (n,) each, oldest first.
+    """Plan on logged decisions, (n,) each, oldest first, at a price of coupon money.
 
     Actions were chosen by the log, so exploration concerns planning: with probability ε (falling
     linearly between the two values) a planning update looks at a random visited pair instead of
-    the most urgent one. α falls with the visits of a pair (step_size).
+    the most urgent one. α falls with the visits of a pair (step_size). Logged rewards count as they
+    came, less the price of the coupon money expected.
     Values end within ``tolerance`` (relative) of the model's exact fixed point.
     """
-    shape = model.visits.shape
+    states, coupons = model.shape
     check_discount(gamma)
+    transitions.check(states, coupons)
     log = transitions.completed()
+    payoff = model.payoff(price)
     # the mean level first: it is the slowest to spread, one factor γ per sweep
-    gain = model.reward_lower + model.future_effect
-    level = float(np.mean(model.value(gain))) if model.n_states else 0.0
-    q, allowed = np.full(model.visits.size, level / (1 - gamma)), model.allowed.ravel()
-    seen = np.zeros(model.visits.size, dtype=np.int64)
-    tables, random = _tables(model), np.random.default_rng(seed)
-    urgent = URGENT * max(float(np.abs(gain).max(initial=0.0)), 1e-9)
+    level = float(np.mean(model.value(payoff))) if states else 0.0
+    q, allowed = np.full(states * coupons, level / (1 - gamma)), model.allowed.ravel()
+    pair = log.state * coupons + log.coupon
+    reward = log.reward - price * model.cost.ravel()[pair]
+    seen, tables = np.zeros(states * coupons, dtype=np.int64), _tables(model, payoff, pair)
+    random = np.random.default_rng(seed)
+    urgent = URGENT * max(float(np.abs(payoff).max(initial=0.0)), 1e-9)
     planned, parts = 0, np.array_split(np.arange(len(log)), ROUNDS)
     for index, rows in enumerate(parts):
-        _refresh(model, tables, q.reshape(shape), gamma)
         share = epsilon[0] + (epsilon[1] - epsilon[0]) * index / (ROUNDS - 1)
         planned += _learn(
-            q, allowed, seen, tables, shape[1],
-            log.state[rows], log.coupon[rows], log.reward[rows], log.next_state[rows],
+            q, allowed, seen, tables, coupons,
+            log.state[rows], log.coupon[rows], reward[rows], log.next_state[rows],
             gamma, alpha, True, 1.0, share, planning_updates, urgent, random,
         )  # fmt: skip
-    return _finish(model, q.reshape(shape), gamma, tolerance, len(log), planned)
+    return _finish(model, q.reshape(model.shape), price, gamma, tolerance, len(log), planned)
 
 
 def dyna_q_on_environment(
@@ -192,17 +170,13 @@ class _Memory:
         self._drawn = np.zeros(pairs, dtype=np.int64)
         self._count = 0
         self._arrays = _Tables(
-            row=np.arange(pairs),
             first=np.arange(pairs + 1),
             successor=np.full(pairs, TERMINAL, dtype=np.int64),
             chance=np.ones(pairs),
-            exposure=np.ones((1, n_actions, 1)),
             reward=np.zeros(pairs),
-            beyond=np.zeros(pairs),
             first_into=np.zeros(n_states + 1, dtype=np.int64),
-            situation_into=np.zeros(0, dtype=np.int64),
+            pair_into=np.zeros(0, dtype=np.int64),
             chance_into=np.zeros(0),
-            is_visited=np.zeros(pairs, dtype=np.bool_),
             visited=self._drawn[:0],
         )
 
@@ -229,53 +203,42 @@ def _epsilon_greedy(
     return int(best[random.integers(best.size)])
 
 
-def _tables(model: CustomerModel) -> _Tables:
-    kernel = model.situation_kernel.tocsr()
+def _tables(model: CustomerModel, payoff: Floats, logged: Ints) -> _Tables:
+    kernel = model.kernel.tocsr()
     kernel.sum_duplicates()
-    chance = kernel.data * np.repeat(model.situation_weight, np.diff(kernel.indptr))
-    situation = np.repeat(np.arange(model.grid.situations), np.diff(kernel.indptr))
-    into = np.lexsort((-chance, kernel.indices))
-    arrivals = np.bincount(kernel.indices, minlength=model.grid.situations)
-    pairs_per_situation = model.grid.exposures * model.n_coupons
+    states, coupons = model.shape
+    pair = np.repeat(np.arange(states * coupons), np.diff(kernel.indptr))
+    into = np.lexsort((-kernel.data, kernel.indices))
+    arrivals = np.bincount(kernel.indices, minlength=states)
     return _Tables(
-        row=np.repeat(np.arange(model.grid.situations), pairs_per_situation),
         first=kernel.indptr.astype(np.int64),
         successor=kernel.indices.astype(np.int64),
-        chance=chance,
-        exposure=model.exposure_kernel,
-        reward=(model.reward_lower + model.future_effect).ravel(),
-        beyond=np.zeros(model.visits.size),
+        chance=kernel.data,
+        reward=payoff.ravel(),
         first_into=np.append(0, np.cumsum(arrivals)),
-        situation_into=situation[into],
-        chance_into=chance[into],
-        is_visited=model.visits.ravel() > 0,
-        visited=np.flatnonzero(model.visits.ravel()),
+        pair_into=pair[into],
+        chance_into=kernel.data[into],
+        visited=np.unique(logged),
     )
 
 
-def _refresh(model: CustomerModel, tables: _Tables, q: Floats, gamma: float) -> None:
-    """Recompute, in place, what the compiled loop takes as given: back-off and unvisited pairs."""
-    value = model.value(q)
-    rest = (1 - model.situation_weight)[:, None] * model.backed_off(value)
-    tables.beyond[:] = model.by_exposure(rest).ravel()
-    unvisited = model.visits == 0
-    q[unvisited] = model.backup(value, gamma)[unvisited]
-
-
 def _finish(
-    model: CustomerModel, q: Floats, gamma: float, tolerance: float, learned: int, planned: int
+    model: CustomerModel,
+    q: Floats,
+    price: float,
+    gamma: float,
+    tolerance: float,
+    learned: int,
+    planned: int,
 ) -> PlanResult:
     """Sweep to the fixed point and read the plan off it."""
-    difference = np.abs(model.backup(model.value(q), gamma) - q).max(initial=0.0)
+    difference = np.abs(model.backup(model.value(q), gamma, price) - q).max(initial=0.0)
     before = float(difference / max(1.0, np.abs(q).max(initial=0.0)))
-    q, residual, sweeps = value_iteration(model, gamma, tolerance, q)
-    greedy = np.where(model.allowed, q, -np.inf).argmax(axis=1).astype(np.int64)
+    q, residual, sweeps = value_iteration(model, gamma, tolerance, price=price, start=q)
     return PlanResult(
         q=q,
-        future_value=model.future(model.value(q), gamma),
-        allowed=model.allowed,
-        visits=model.visits,
-        greedy=greedy,
+        value=model.value(q),
+        greedy=np.where(model.allowed, q, -np.inf).argmax(axis=1).astype(np.int64),
         residual=residual,
         residual_before_sweeps=before,
         td_updates=learned,
@@ -303,14 +266,14 @@ def _learn(  # type: ignore[no-untyped-def]
         seen[pair] += 1
         change = gamma * _revalue(value, q, allowed, state[i], n_actions)
         if urgent < np.inf:
-            gap = abs(_target(value, tables, pair, n_actions, gamma) - q[pair])
+            gap = abs(_target(value, tables, pair, gamma) - q[pair])
             _push(queue, urgency, pair, gap, urgent)
             _push_into(queue, urgency, tables, state[i], change, urgent)
         for _ in range(planning_updates):
             pair = _draw(queue, urgency, tables.visited, random_share, random)
             if pair < 0:
                 break
-            target = _target(value, tables, pair, n_actions, gamma)
+            target = _target(value, tables, pair, gamma)
             q[pair] += planning_alpha * (target - q[pair])
             planned += 1
             change = gamma * _revalue(value, q, allowed, pair // n_actions, n_actions)
@@ -340,18 +303,13 @@ def _revalue(value, q, allowed, state, n_actions):  # type: ignore[no-untyped-de
 
 
 @njit(cache=False)
-def _target(value, tables, pair, n_actions, gamma):  # type: ignore[no-untyped-def]
+def _target(value, tables, pair, gamma):  # type: ignore[no-untyped-def]
     """r̂ + γ Σ P̂ V(s'), the model's expected update of one pair."""
-    total, row, exposures = tables.beyond[pair], tables.row[pair], tables.exposure.shape[0]
-    share = tables.exposure[(pair // n_actions) % exposures, pair % n_actions]
-    for j in range(exposures):
-        if share[j] > 0.0:
-            mean = 0.0
-            for k in range(tables.first[row], tables.first[row + 1]):
-                if tables.successor[k] >= 0:
-                    mean += tables.chance[k] * value[tables.successor[k] * exposures + j]
-            total += share[j] * mean
-    return tables.reward[pair] + gamma * total
+    mean = 0.0
+    for k in range(tables.first[pair], tables.first[pair + 1]):
+        if tables.successor[k] >= 0:
+            mean += tables.chance[k] * value[tables.successor[k]]
+    return tables.reward[pair] + gamma * mean
 
 
 @njit(cache=False)
@@ -377,14 +335,8 @@ def _push(queue, urgency, pair, amount, urgent):  # type: ignore[no-untyped-def]
 @njit(cache=False)
 def _push_into(queue, urgency, tables, state, change, urgent):  # type: ignore[no-untyped-def]
     """A state's discounted value moved by `change`: pairs leading there move by their share."""
-    exposures, n_actions = tables.exposure.shape[0], tables.exposure.shape[1]
-    situation, exposure = state // exposures, state % exposures
-    for k in range(tables.first_into[situation], tables.first_into[situation + 1]):
-        if tables.chance_into[k] * change <= urgent:
+    for k in range(tables.first_into[state], tables.first_into[state + 1]):
+        amount = tables.chance_into[k] * change
+        if amount <= urgent:
             break
-        for j in range(exposures * n_actions):
-            pair = tables.situation_into[k] * exposures * n_actions + j
-            if tables.is_visited[pair]:
-                share = tables.exposure[j // n_actions, j % n_actions, exposure]
-                amount = tables.chance_into[k] * share * change
-                _push(queue, urgency, pair, amount, urgent)
+        _push(queue, urgency, tables.pair_into[k], amount, urgent)

@@ -65,6 +65,11 @@ class CouponOverlap:
     smallest: float
     quantiles: tuple[float, ...]
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the log can tell what the coupon would have done with everybody."""
+        return _complaint("", self) is None
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -165,6 +170,27 @@ def overlap(propensity: Floats, coupon: Ints, names: Sequence[str] | None = None
         _coupon_overlap(number, propensity[:, number], coupon == number)
         for number in range(n_coupons)
     )
+    return _judged(coupons, names)
+
+
+def overlap_of_logged(
+    logged: Floats, coupon: Ints, n_coupons: int, names: Sequence[str] | None = None
+) -> Overlap:
+    """The same from the logged probability of the coupon given alone, (n,).
+
+    What the others' probabilities were is not on record, so shares and quantiles are those of the
+    decisions that gave the coupon, and separation is NaN.
+    """
+    names = [f"coupon {number}" for number in range(n_coupons)] if names is None else names
+    found = []
+    for number in range(n_coupons):
+        own = logged[coupon == number]
+        one = _coupon_overlap(number, own, np.ones(len(own), np.bool_)) if len(own) else None
+        found.append(one or CouponOverlap(number, 0, 0.0, 0.0, 0.0, float("nan"), 0.0, ()))
+    return _judged(tuple(found), names)
+
+
+def _judged(coupons: tuple[CouponOverlap, ...], names: Sequence[str]) -> Overlap:
     thin = [_complaint(names[one.coupon], one) for one in coupons]
     complaints = [words for words in thin if words]
     if complaints:

@@ -1,13 +1,39 @@
-"""The words of a decision: one sentence per customer that a marketer understands."""
+"""The words of a decision: one sentence per customer that a marketer understands.
 
-from collections.abc import Sequence
+Sentences are put together column by column, since a run may have a million of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from winback.models.allocation import Ints
-from winback.models.decision import NONE, Decisions, Summary, Texts
+from winback.models.allocation import Floats, Ints
+from winback.models.decision import Decisions, Summary
+from winback.models.decision_inputs import NONE, Texts
 
 WELL_KNOWN, KNOWN = 400, 100  # past offers: a 10 % response is known to ±3 and ±6 points
+ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """Who words the decisions: knows the coupons' names, the currency and each situation."""
+
+    decisions: Decisions
+    labels: Texts
+    situation: Texts
+    currency: str
+
+    def amounts(self, values: Floats) -> Texts:
+        """:func:`money` of each; equal amounts are worded once."""
+        rounded, place = np.unique(np.round(values, 2), return_inverse=True)
+        words = np.array([money(amount, self.currency) for amount in rounded], dtype=object)
+        return words[place]
+
+    def price(self) -> str:
+        """What coupon money brings elsewhere."""
+        return f"{money(self.decisions.allocation.dual_price)} per {self.currency or 'unit'}"
 
 
 def explain(
@@ -18,38 +44,41 @@ def explain(
     *,
     decision_days: int,
     gap_days: int,
+    max_contacts: int | None = None,
+    max_contacts_days: int = 0,
     currency: str = "",
+    rows: slice = ALL,
 ) -> Texts:
-    """(n,) why each customer gets this coupon, or none.
+    """(n,) why each customer gets this coupon, or none, and not the next best.
 
     Args:
+        decisions: of n customers.
         labels: (A,) the coupons' names for people.
         past_offers: (n,) logged offers of the chosen coupon to customers in a similar situation.
-        situation: (n,) that situation in words, such as "last bought 7–13 days ago".
+        situation: (n,) that situation in words, such as "last purchase within 7 days".
         decision_days: days that the decision lasts.
         gap_days: days before a customer may get another coupon.
+        max_contacts: coupons that a customer may get in ``max_contacts_days``; None: any number.
+        max_contacts_days: days over which that counts.
         currency: written behind amounts, such as ``EUR``.
+        rows: only these customers; a million sentences at once take a gigabyte.
     """
-    sentences = np.full(len(decisions.coupon), "", dtype=object)
-    for reason, sentence in _suppressed(gap_days).items():
-        sentences[decisions.suppression_reason == reason] = sentence
-    given = decisions.coupon != NONE
-    drawn = decisions.is_exploration
+    contacts = "" if max_contacts is None else f", or {max_contacts} in {_days(max_contacts_days)}"
+    speaker = _Speaker(decisions, _texts(labels), _texts(situation), currency)
+    at = np.arange(len(decisions.coupon))[rows]
+    reason, drawn = decisions.suppression_reason[at], decisions.is_exploration[at]
+    given, compared = decisions.coupon[at] != NONE, decisions.next_best.coupon[at] >= 0
+    sentences = np.full(len(at), "", dtype=object)
+    for name, sentence in _suppressed(gap_days, contacts).items():
+        sentences[reason == name] = sentence
+    passed_over = compared & ((reason == "no_uplift") | (reason == "budget"))
+    sentences[passed_over] = _passing_over(speaker, at[passed_over])
     sentences[drawn & ~given] = (
         "No coupon this time: drawn by chance, to learn what happens without one."
     )
-    for row in np.nonzero(given)[0].tolist():
-        label = labels[int(decisions.coupon[row])]
-        cost = money(decisions.expected_cost[row], currency)
-        if drawn[row]:
-            sentences[row] = _learning(label, cost)
-            continue
-        gain = money(decisions.long_run_uplift[row], currency)
-        window = money(decisions.expected_uplift[row], currency)
-        sentences[row] = (
-            f"{_earning(label, cost, gain, window, decision_days)}; "
-            f"{_confidence(int(past_offers[row]))} ({situation[row]})."
-        )
+    sentences[drawn & given] = _learning(speaker, at[drawn & given])
+    earning = at[given & ~drawn]
+    sentences[given & ~drawn] = _earning(speaker, earning, past_offers[earning], decision_days)
     return sentences
 
 
@@ -62,7 +91,7 @@ def describe_run(summary: Summary, currency: str = "") -> str:
         return "Nobody gets a coupon: the budget is 0."
     if summary.is_cold_start:
         return (
-            f"No coupon has enough past offers to judge it, so {given:,} of {summary.customers:,} "
+            f"No coupon can be judged from the past offers, so {given:,} of {summary.customers:,} "
             f"customers get one drawn by chance, to learn; expected cost "
             f"{money(summary.expected_spend, currency)} of {money(summary.budget, currency)}."
         )
@@ -79,30 +108,141 @@ def money(amount: float, currency: str = "") -> str:
     return f"{sign}{abs(amount):,.2f} {currency}".rstrip()
 
 
-def _suppressed(gap_days: int) -> dict[str, str]:
+def _suppressed(gap_days: int, contacts: str) -> dict[str, str]:
     return {
         "no_consent": "No coupon: this customer has not agreed to be contacted.",
         "no_purchase_yet": "No coupon: this customer has not bought anything yet.",
-        "recent_contact": f"No coupon: this customer got one in the last {_days(gap_days)}.",
+        "recent_contact": (
+            f"No coupon: this customer got one in the last {_days(gap_days)}{contacts}."
+        ),
         "holdout": "No coupon: in the comparison group, which shows what coupons really bring.",
         "low_support": "No coupon: too few past offers to customers like this one to judge any.",
         "no_uplift": "No coupon: none is expected to bring in more than it costs.",
-        "budget": "No coupon: one would pay off, but the budget brings more with others.",
+        "budget": "No coupon: each one that would pay off exceeds a limit by itself.",
     }
 
 
-def _earning(label: str, cost: str, gain: str, window: str, decision_days: int) -> str:
-    return (
-        f"{label}: expected to bring {gain} more profit than no coupon in the long run ({window} "
-        f"in the next {_days(decision_days)}), at about {cost} of redeemed coupon money"
+def _passing_over(speaker: _Speaker, at: Ints) -> Texts:
+    """Of customers for whom no coupon is worth its money: the one that came closest."""
+    decisions, other = speaker.decisions, speaker.decisions.next_best
+    worth_giving = decisions.suppression_reason[at] == "budget"
+    within = np.where(other.behind[at] == "worth", "the best that the limits allow", "the best")
+    best = "the budget is 0; the best" if decisions.budget == 0 else within
+    start = np.where(worth_giving, best, "the best").astype(object)
+    doubt = np.where(
+        worth_giving, ", not surely enough to go before others", ", too unsure to count on"
+    )
+    tails: dict[str, str | Texts] = {
+        "doubt": doubt,
+        "budget": f", less than the budget brings elsewhere ({speaker.price()})",
+        "limits": _limited(", less than others bring within the limits ({})", other.limits[at]),
+        "budget_and_limits": _limited(
+            f", less than the budget ({speaker.price()}) and the limits ({{}}) bring elsewhere",
+            other.limits[at],
+        ),
+        "room": "" if decisions.budget == 0 else f", but {_no_room(decisions)}",
+    }
+    return _join(
+        "No coupon: ",
+        start,
+        _prospect(speaker, at, " more long-run profit", " of coupon money"),
+        _tail(tails, other.behind[at]),
+        _situated(speaker, at),
     )
 
 
-def _learning(label: str, cost: str) -> str:
-    return (
-        f"{label}: drawn by chance, to learn how customers like this one respond, "
-        f"at about {cost} of redeemed coupon money."
+def _earning(speaker: _Speaker, at: Ints, past_offers: Ints, decision_days: int) -> Texts:
+    decisions, amounts = speaker.decisions, speaker.amounts
+    offers, place = np.unique(past_offers, return_inverse=True)
+    confidence = np.array([_confidence(count) for count in offers.tolist()], dtype=object)
+    return _join(
+        speaker.labels[decisions.coupon[at]],
+        ": expected to bring ",
+        amounts(decisions.long_run_uplift[at]),
+        " more long-run profit than no coupon (",
+        amounts(decisions.expected_uplift[at]),
+        f" in the next {_days(decision_days)}) at about ",
+        amounts(decisions.expected_cost[at]),
+        " of coupon money; ",
+        _next_best(speaker, at),
+        confidence[place],
+        _situated(speaker, at),
     )
+
+
+def _next_best(speaker: _Speaker, at: Ints) -> Texts:
+    """Why a coupon was preferred to the next best one."""
+    other = speaker.decisions.next_best
+    tails: dict[str, str | Texts] = {
+        "doubt": ", but less surely",
+        "budget": f", but for money that brings more elsewhere ({speaker.price()})",
+        "limits": _limited(", but against the limits ({})", other.limits[at]),
+        "budget_and_limits": _limited(
+            f", but against the limits ({{}}) and for money that brings more elsewhere "
+            f"({speaker.price()})",
+            other.limits[at],
+        ),
+        "room": f", but {_no_room(speaker.decisions)}",
+    }
+    is_none = other.coupon[at] == NONE
+    words = np.full(len(at), "the next best is no coupon", dtype=object)
+    words[is_none & (other.behind[at] != "worth")] = "no coupon would bring more"
+    words[~is_none] = _join("the next best", _prospect(speaker, at[~is_none], "", ""))
+    return _join(words, _tail(tails, other.behind[at]), "; ")
+
+
+def _prospect(speaker: _Speaker, at: Ints, of_profit: str, of_money: str) -> Texts:
+    """What the next best coupon would bring and cost, or is expected to lose."""
+    other = speaker.decisions.next_best
+    gain, cost = other.long_run_uplift[at], speaker.amounts(other.expected_cost[at])
+    bring = _join(" would bring ", speaker.amounts(gain), of_profit, " at about ", cost, of_money)
+    lose = _join(" is expected to lose ", speaker.amounts(-gain))
+    label = speaker.labels[other.coupon[at]]
+    return _join(", ", label, ",", np.where(np.round(gain, 2) < 0, lose, bring))
+
+
+def _tail(tails: Mapping[str, str | Texts], behind: Texts) -> Texts:
+    """(m,) the words for each reason why the next best is behind; "" where there are none."""
+    words = np.full(len(behind), "", dtype=object)
+    for reason, text in tails.items():
+        words = np.where(behind == reason, text, words)
+    return words
+
+
+def _limited(pattern: str, names: Texts) -> Texts:
+    """The pattern with each customer's limits in the place of ``{}``."""
+    head, tail = pattern.split("{}")
+    return _join(head, names, tail)
+
+
+def _no_room(decisions: Decisions) -> str:
+    limits = " and the limits" if decisions.allocation.limit_prices else ""
+    return f"what is left of the budget{limits} does not allow it"
+
+
+def _learning(speaker: _Speaker, at: Ints) -> Texts:
+    return _join(
+        speaker.labels[speaker.decisions.coupon[at]],
+        ": drawn by chance, to learn how customers like this one respond, at about ",
+        speaker.amounts(speaker.decisions.expected_cost[at]),
+        " of coupon money.",
+    )
+
+
+def _situated(speaker: _Speaker, at: Ints) -> Texts:
+    return _join(" (", speaker.situation[at], ").")
+
+
+def _join(*parts: str | Texts) -> Texts:
+    """Row by row, one part after the other; plain text is the same in every row."""
+    joined: Texts = np.array("", dtype=object)
+    for part in parts:
+        joined = joined + part
+    return joined
+
+
+def _texts(words: Sequence[str] | Texts) -> Texts:
+    return np.array(words, dtype=object)
 
 
 def _confidence(past_offers: int) -> str:

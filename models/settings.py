@@ -8,7 +8,14 @@ from datetime import date
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from winback.models.errors import SettingsError, first_rows
 from winback.models.profit_data import ProfitConfig
@@ -32,6 +39,55 @@ DEFAULT_STATE_BINS: dict[str, tuple[float, ...]] = {
     "coupons_last_30d": (1, 2),  # promotion fatigue: none, one, more
     "p_alive": (0.1, 0.5, 0.9),  # gone, probably gone, probably here, here
 }
+
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class LimitSetting(BaseModel):
+    """A limit of each run, as an analyst writes it; what is left out includes everybody.
+
+    Example: at least 200 of coupon money to customers whose last purchase is 28 to 55 days ago,
+    and at most 500 customers a run with the coupon c10::
+
+        [{"name": "slipping away", "segment": {"days_since_last_purchase": [28, 56]}, "floor": 200},
+         {"name": "ten off", "coupons": ["c10"], "unit": "contacts", "ceiling": 500}]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="What people call it; unique")
+    coupons: tuple[str, ...] = Field((), description="Coupons that count; empty: all")
+    categories: tuple[str, ...] = Field(
+        (), description="Customers by the category of their last purchase; empty: all"
+    )
+    segment: dict[str, tuple[float | None, float | None]] = Field(
+        {}, description="Customers by a state feature, from and below; null: open"
+    )
+    unit: Literal["spend", "contacts"] = Field(
+        "spend", description="Expected coupon money, or customers with a coupon"
+    )
+    floor: Amount = Field(0.0, description="At least this much, in the unit")
+    ceiling: Amount | None = Field(None, description="At most this much; empty: no ceiling")
+
+    @model_validator(mode="after")
+    def _can_bind(self) -> "LimitSetting":
+        if self.name == "budget":
+            raise ValueError("expected another name than budget, which is a limit of every run")
+        if self.floor == 0 and self.ceiling is None:
+            raise ValueError(f"expected a floor or a ceiling in the limit {self.name}")
+        if self.ceiling is not None and self.floor > self.ceiling:
+            raise ValueError(
+                f"expected a floor of at most the ceiling in the limit {self.name}, came "
+                f"{self.floor:g} and {self.ceiling:g}"
+            )
+        for feature, (low, high) in self.segment.items():
+            if low is not None and high is not None and low >= high:
+                raise ValueError(
+                    f"expected [from, below] of {feature} to rise in the limit {self.name}, "
+                    f"came [{low:g}, {high:g}]"
+                )
+        return self
 
 
 class Settings(BaseModel):
@@ -64,8 +120,20 @@ class Settings(BaseModel):
     contact_gap_days: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Days before a customer may get another coupon; empty: decision_days"
     )
+    max_contacts: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Coupons that a customer may get in max_contacts_days; empty: any number"
+    )
+    max_contacts_days: int = Field(
+        28, ge=1, description="Days over which max_contacts counts; four weeks, each weekday alike"
+    )
+    limits: tuple[LimitSetting, ...] = Field(
+        (), description="Further limits of each run, per coupon, category or segment (JSON)"
+    )
     cadence_days: int = Field(
         1, ge=1, description="Days between runs, which share a period's money"
+    )
+    pacing: bool = Field(
+        False, description="On: a period's money counts what offers already out will still cost"
     )
     default_margin_rate: Share = Field(
         0.3, description="Margin where an order has none (of revenue)"
@@ -113,7 +181,13 @@ class Settings(BaseModel):
     )
     seed: int = Field(7, description="Seed of every random number that is not a customer's draw")
 
-    # -- planner
+    # -- response and planner
+    response_classes: int | None = Field(
+        None, ge=1, le=32, description="Hidden classes of customers; empty: by their number"
+    )
+    max_response_customers: int = Field(
+        40_000, gt=0, description="Customers that the classes are learned from, at most"
+    )
     state_bins: dict[str, tuple[float, ...]] = Field(
         DEFAULT_STATE_BINS, description="Bin edges of the state features"
     )
@@ -122,14 +196,31 @@ class Settings(BaseModel):
     learning_rate_q: float = Field(0.3, gt=0, le=1, description="First step size of Dyna-Q (alpha)")
     epsilon_start: Share = Field(0.30, description="Exploration of the planner at its start")
     epsilon_end: Share = Field(0.05, description="Exploration of the planner at its end")
-    prior_strength: float = Field(
-        50.0, gt=0, description="Decisions that the parent state's mean counts for"
-    )
     pessimism: float = Field(
-        1.0, ge=0, description="Standard errors taken off what a coupon seems to bring"
+        2.0, ge=0, description="Standard errors taken off what a coupon seems to bring"
     )
     min_visits: int = Field(
         30, ge=0, description="Decisions needed before a coupon may be chosen in a state"
+    )
+
+    # -- parts that can be left out, to see what they earn
+    use_survival: bool = Field(True, description="BG/NBD's P(purchase) enters the profit model")
+    use_transformer: bool = Field(True, description="The profit model's forecast enters decisions")
+    use_planning: bool = Field(True, description="What follows after the window counts")
+    use_long_run_price: bool = Field(True, description="Plans pay for the coupons to come")
+
+    # -- proof
+    evaluation_periods: int = Field(
+        12, ge=1, description="Latest decision periods of the log that policies are valued on"
+    )
+    gate_tolerance: float = Field(
+        0.03,
+        ge=0,
+        allow_inf_nan=False,
+        description="Loss against the current policy that is accepted (of a window's profit)",
+    )
+    override_gate: bool = Field(
+        False, description="On: publish whatever the gate says; recorded with the run"
     )
 
     # -- serving
@@ -158,6 +249,21 @@ class Settings(BaseModel):
         # one order of the parts of a state key: a JSON store on the way may have sorted the names
         return {name: bins[name] for name in DEFAULT_STATE_BINS if name in bins}
 
+    @model_validator(mode="after")
+    def _known_limits(self) -> "Settings":
+        names = [limit.name for limit in self.limits]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"expected limits of different names, came {repeated} repeatedly")
+        for limit in self.limits:
+            unknown = sorted(set(limit.segment) - set(self.state_bins))
+            if unknown:
+                raise ValueError(
+                    f"no such state feature in the limit {limit.name}: {unknown}; known: "
+                    f"{sorted(self.state_bins)}"
+                )
+        return self
+
     @property
     def gap_days(self) -> int:
         """Days before a customer may get another coupon."""
@@ -177,7 +283,7 @@ class Settings(BaseModel):
     def config_hash(self) -> str:
         """Short hash of everything that shapes a decision: not when, where and how it runs."""
         circumstances = {"as_of", "publish", "artifacts_uri", "batch_rows", "device"}
-        circumstances |= {"keep_versions_days", *DEPLOYMENT_SETTINGS}
+        circumstances |= {"keep_versions_days", "override_gate", *DEPLOYMENT_SETTINGS}
         text = json.dumps(self.model_dump(mode="json", exclude=circumstances), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -209,7 +315,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def parse_text(annotation: Any, text: str) -> Any:
     """Read a value written as text: lists and maps as JSON (or a,b,c), the rest by pydantic."""
-    container = annotation in (tuple[str, ...],) or "dict" in str(annotation)
+    lists = (tuple[str, ...], tuple[LimitSetting, ...])
+    container = annotation in lists or "dict" in str(annotation)
     if not container:
         return text
     try:

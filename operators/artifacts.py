@@ -18,6 +18,10 @@ SURVIVAL = "survival.json"
 PROFIT_WEIGHTS, PROFIT_MODEL = "profit.safetensors", "profit.json"
 PROFIT_REPORT = "profit_report.json"
 CHECKPOINT_TENSORS, CHECKPOINT_STATE = "checkpoint_{parity}.safetensors", "checkpoint.json"
+RESPONSE_MODEL, RESPONSE_STACK = "response.safetensors", "response_stack.json"
+OVERLAP = "overlap.json"
+OUTLOOK, PLAN = "outlook.parquet", "plan.json"
+GATE = "gate.json"
 REPORT = "report.html"
 
 
@@ -82,6 +86,20 @@ class Artifacts:
         """Read a JSON artifact."""
         content: dict[str, Any] = json.loads(self.read_bytes(name))
         return content
+
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> str:
+        """Write named NumPy arrays as safetensors."""
+        import numpy as np
+        from safetensors.numpy import save
+
+        return self.write_bytes(name, save({k: np.array(a, order="C") for k, a in arrays.items()}))
+
+    def read_arrays(self, name: str) -> dict[str, Any]:
+        """Read named NumPy arrays."""
+        from safetensors.numpy import load
+
+        arrays: dict[str, Any] = load(self.read_bytes(name))
+        return arrays
 
     def write_tensors(self, name: str, tensors: Mapping[str, Any]) -> str:
         """Write named tensors as safetensors."""

@@ -1,10 +1,12 @@
-"""The commands: demo, run, up, export and rollback. Exit codes: 0 done, 1 failed, 2 wrong call."""
+"""The commands. Exit codes: 0 done, 1 failed or held, 2 wrong call."""
 
+import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from winback.operators.run import Run
 
 DONE, FAILED, WRONG_CALL = 0, 1, 2
 CURRENT = "current_recommendations"
+CONFIGURED = {"AIRFLOW_CONN_WINBACK_WAREHOUSE", "AIRFLOW_HOME"}  # variables: where connections are
 
 COUPON_LIST = """
 copy (
@@ -128,6 +131,60 @@ def rollback(data_dir: Path) -> int:
     return DONE
 
 
+def benchmark(
+    worlds: int,
+    customers: int,
+    weeks: int,
+    output: Path,
+    data_dir: Path,
+    *,
+    families: Sequence[str] = (),
+    confounding: float | None = None,
+    policies: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    loop: int = 0,
+) -> int:
+    """Policies in worlds whose best policy is known; a table, a page, and rows in the warehouse."""
+    from winback.operators.benchmark import BenchmarkOptions, run_world, run_worlds
+    from winback.operators.benchmark_loop import run_loop
+    from winback.operators.benchmark_report import write_report
+    from winback.operators.benchmark_table import read_rows
+    from winback.operators.benchmark_worlds import choose_worlds
+
+    logging.getLogger("winback").setLevel(logging.ERROR)  # a hundred runs, and their remarks
+    console = Console()
+    dials = {} if confounding is None else {"confounding": confounding}
+    chosen = choose_worlds(worlds, customers, weeks, families, dials)
+    numbers: dict[str, float] = {"worlds": worlds, "customers": customers, "weeks": weeks}
+    numbers |= {"loop": loop} if loop else {}
+    assigned = [f"{name}={value}" for name, value in (settings or {}).items()]
+    lists = {"families": families, "policies": policies, "set": assigned}
+    call = _benchmark_call({**numbers, **dials}, lists)
+    schema = load_settings(settings).schema_name
+    with _configured_or_embedded(data_dir) as connections:
+        url = _warehouse(connections)
+        options = BenchmarkOptions(url, schema, tuple(policies), dict(settings or {}), fresh=fresh)
+
+        def say(words: str) -> None:
+            console.print(f"{datetime.now():%H:%M:%S} {words}", highlight=False, soft_wrap=True)
+
+        run_one = partial(run_loop, weeks=loop) if loop else run_world
+        failed = run_worlds(chosen, options, say, run_one)
+        places = write_report(read_rows(url, schema, chosen), output, call)
+    show_places(console, places)
+    return FAILED if failed else DONE
+
+
+def _benchmark_call(numbers: Mapping[str, float], lists: Mapping[str, Sequence[str]]) -> str:
+    """How to get the same report again."""
+    import shlex
+
+    words = [f"--{name} {value}" for name, value in numbers.items()]
+    words += [f"--{name} {shlex.join(values)}" for name, values in lists.items() if values]
+    return f"winback benchmark {' '.join(words)} -o DIR"
+
+
 def _daily_run(
     console: Console, params: Mapping[str, Any], data_dir: Path, connections: Mapping[str, str]
 ) -> int:
@@ -187,8 +244,7 @@ def _show_result(
 @contextmanager
 def _connections(data_dir: Path) -> Iterator[dict[str, str]]:
     """The configured Airflow connections (nothing to add), else the data folder's own servers."""
-    configured = {"AIRFLOW_CONN_WINBACK_WAREHOUSE", "AIRFLOW_HOME"} & os.environ.keys()
-    if configured:
+    if CONFIGURED & os.environ.keys():
         yield {}
     elif (data_dir / "servers.json").exists():
         with _embedded(data_dir) as connections:
@@ -200,6 +256,16 @@ def _connections(data_dir: Path) -> Iterator[dict[str, str]]:
             "AIRFLOW_CONN_WINBACK_REDIS=redis://host:6379/0, or AIRFLOW_HOME to an Airflow that "
             f"has them; or run `winback demo` to make servers in {data_dir}."
         )
+
+
+@contextmanager
+def _configured_or_embedded(data_dir: Path) -> Iterator[dict[str, str]]:
+    """The configured Airflow connections (nothing to add), else the data folder's own servers."""
+    if CONFIGURED & os.environ.keys():
+        yield {}
+    else:
+        with _embedded(data_dir) as connections:
+            yield connections
 
 
 @contextmanager

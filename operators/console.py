@@ -19,9 +19,12 @@ STEPS = {  # the DAG's tasks, in its order, in words
     "check_features": "Check the features",
     "fit_survival": "Fit who is still a customer (BG/NBD)",
     "check_scores": "Check the scores",
+    "check_drift": "Compare with the past (drift)",
     "train_profit": "Train the profit forecast (Transformer)",
+    "fit_response": "Learn who responds to which coupon",
     "plan": "Plan for the long run (Dyna-Q)",
     "allocate_coupons": "Decide within the budget",
+    "evaluate_policy": "Compare with the current policy (gate)",
     "check_recommendations": "Check the recommendations",
     "publish": "Publish to warehouse and Redis",
     "dbt_reports": "Build the reporting tables (dbt)",
@@ -102,6 +105,8 @@ def show_summary(console: Console, report: RunReport) -> None:
     _indented(console, report.headline)
     for sentence in filter(None, (report.advice, report.uplift_in_words)):
         _indented(console, sentence)
+    if report.verdict:
+        _indented(console, f"Is the new plan better? {report.verdict}")
     console.print()
     console.print(_coupon_table(report))
     console.print()

@@ -24,6 +24,7 @@ SETTING_VARS = (
     "decision_days",
     "default_margin_rate",
     "decisions_are_offers",
+    "max_contacts_days",
 )
 
 

@@ -25,6 +25,7 @@ def _form(field: dict[str, Any]) -> dict[str, Any]:
     if options is None:
         limits = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "maxLength")
         kept = ("type", "enum", "pattern", *limits)
-        return {**described, **{name: field[name] for name in kept if name in field}}
+        objects = {"items": {"type": "object"}} if "$ref" in field.get("items", {}) else {}
+        return {**described, **{name: field[name] for name in kept if name in field}, **objects}
     given = next(option for option in options if option["type"] != "null")
     return {**described, **given, "type": ["null", given["type"]]}

@@ -1,145 +1,279 @@
-"""Step: learn how customers respond and move on from the log, and plan with Dyna-Q."""
+"""Step: plan the long run on the learned model of customers, within the budget to come."""
 
+from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from airflow.sdk import Context
 
-from winback.models.mdp import CustomerModel, Transitions, learn_model, link_next_states
-from winback.models.states import StateGrid, StateSpace
+from winback.models.states import StateSpace
 from winback.models.survival import SurvivalFit
-from winback.operators.artifacts import SURVIVAL
+from winback.operators.artifacts import OUTLOOK, PLAN, SURVIVAL
 from winback.operators.base import WinbackOperator
+from winback.operators.budget import run_budget
+from winback.operators.fit_response import read_response, readable_coupons
+from winback.operators.panel import PanelRows, read_panel
 from winback.operators.run import Run
-from winback.operators.snapshots import (
-    HISTORY,
-    P_ALIVE,
-    Catalogue,
-    read_catalogue,
-    state_columns,
-)
+from winback.operators.snapshots import Catalogue, read_catalogue, state_columns
 from winback.operators.warehouse import read_table, write_work
 
 if TYPE_CHECKING:
-    from winback.models.planner import PlanResult
+    import pyarrow as pa
 
-# The decision date's own snapshots are there so that its states have a row, and as next states.
-DECISIONS = """
-select
-    customer_id,
-    -- an as_of off the grid follows no snapshot
-    case
-        when is_on_grid then (snapshot_date - date '1970-01-05') / {decision_days} else -2
-    end::bigint as period,
-    snapshot_date + {decision_days} <= {as_of} as is_closed,
-    coupon_id,
-    reward,
-    {columns}
-from {schema}.customer_snapshots
-where snapshot_date <= {as_of} and (is_on_grid or snapshot_date = {as_of})
-order by snapshot_date, customer_id
+    from winback.models.long_run import Today
+    from winback.models.mdp import CustomerModel
+    from winback.models.planner import PlanResult
+    from winback.models.response import Response, ResponseModel
+
+CONTACTABLE = """
+select customer_id from {schema}.customers_known
+where as_of = {as_of} and can_contact and has_purchased
 """
 
 
 class PlanOperator(WinbackOperator):
-    """Plan on every logged decision and write the Q-table to the work schema."""
+    """Plan, and write the Q-table to the work schema and every customer's outlook as artifact."""
 
     def execute(self, context: Context) -> dict[str, Any]:
         return plan(self.current_run())
 
 
+@dataclass(frozen=True)
+class _Valued:
+    """All rows of the panel, with every coupon: (m, A), and beliefs (m, K)."""
+
+    belief: Any
+    response: "Response"
+    profit: Any
+    future: Any
+
+
 def plan(run: Run) -> dict[str, Any]:
-    """Learn the customer model, plan, and write one row per state and coupon.
+    """Find the price of coupon money, plan at it, and value every customer and state.
 
     Returns:
-        Counts and the residual of the plan, for the run's metrics.
-    """
-    from winback.models.planner import dyna_q  # numba takes a second that DAG parsing saves
+        Counts, the price and the residual of the plan, for the run's metrics.
 
-    catalogue = read_catalogue(run)
-    space = StateSpace(run.settings.state_bins)
-    rows = _read_decisions(run, space)
-    fit = SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
-    grid = space.grid(space.encode(state_columns(rows, fit, space.features)))
-    transitions = _transitions(rows, grid, catalogue)
-    settings = run.settings
-    model = learn_model(
-        transitions,
-        len(catalogue.coupon_ids),
-        space.parents(grid.keys[:: grid.exposures])[0],
-        exposures=grid.exposures,
-        gamma=settings.gamma,
-        prior_strength=settings.prior_strength,
-        min_visits=settings.min_visits,
-        pessimism=settings.pessimism,
-    )
+    Raises:
+        DataError: the budget is not settled.
+        NotFittedError: the response model has not been fitted in this run.
+    """
+    from winback.models.mdp import learn_model, support, transitions_of
+    from winback.models.planner import dyna_q
+    from winback.models.response_fit import beliefs
+
+    catalogue, settings = read_catalogue(run), run.settings
+    space = StateSpace(settings.state_bins)
+    read = read_panel(run, catalogue, space.features)
+    panel, response = read.panel, read_response(run)
+    contact = np.array(catalogue.contact_costs)
+    readable = readable_coupons(run)
+    model = learn_model(response, panel, contact, min_visits=settings.min_visits)
+    model.allowed[:, ~readable] = False
+    model.allowed[:, 0] = True
+    belief = beliefs(response, panel)
+    gamma = settings.gamma if settings.use_planning else 0.0
+    price = _price(run, read, model, response, belief, contact, gamma)
+    transitions = transitions_of(panel, belief[read.at_hand].argmax(axis=1), contact)
     result = dyna_q(
         model,
         transitions,
-        gamma=settings.gamma,
+        price=price,
+        gamma=gamma,
         planning_updates=settings.planning_updates,
         alpha=settings.learning_rate_q,
         epsilon=(settings.epsilon_start, settings.epsilon_end),
         seed=settings.seed,
     )
-    table = _q_table(run, grid.keys, catalogue, model, result)
-    write_work(run, "q_table", [table])
-    return _figures(model, result, len(transitions))
+    valued = _value(response, model, result, panel, belief, contact, gamma)
+    counts = support(panel, len(catalogue.coupon_ids))[panel.situation] * readable
+    outlook = _outlook(read, valued, counts)
+    run.artifacts.write_bytes(OUTLOOK, _parquet(outlook))
+    factor = _cost_factor(run, read, model, valued, price)
+    run.artifacts.write_json(PLAN, {"long_run_price": price, "cost_factor": factor})
+    keys = space.encode(state_columns(read.rows, _survival(run), space.features))
+    write_work(run, "q_table", [_q_table(run, space, keys, catalogue, valued, read, price)])
+    figures = _figures(model, result, price, len(transitions), len(keys.keys))
+    return {**figures, "cost_factor": factor}
 
 
-def _read_decisions(run: Run, space: StateSpace) -> Any:
-    from psycopg import sql
+def _price(
+    run: Run,
+    read: PanelRows,
+    model: "CustomerModel",
+    response: "ResponseModel",
+    belief: Any,
+    contact: Any,
+    gamma: float,
+) -> float:
+    """λ for the budget of a decision period; 0 where plans shall not pay for coupons to come."""
+    from winback.models.long_run import price_of_budget
 
-    stored = [*HISTORY, *(name for name in space.features if name != P_ALIVE)]
-    columns = sql.SQL(", ").join(map(sql.Identifier, stored))
-    names = {**run.names, "columns": columns, "decision_days": run.settings.decision_days}
-    return read_table(run.url, DECISIONS, names)
+    settings = run.settings
+    amount = run_budget(
+        run
+    ).amount  # also where no price is wanted: an unsettled budget is an error
+    if not settings.use_long_run_price:
+        return 0.0
+    of_period = amount * settings.decision_days / settings.cadence_days
+    return price_of_budget(model, _today(run, read, response, belief, contact), of_period, gamma)
 
 
-def _transitions(rows: Any, grid: StateGrid, catalogue: Catalogue) -> Transitions:
-    customer = rows["customer_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    customer, period = customer.astype(np.int64), rows["period"].to_numpy()
-    following = link_next_states(customer, period, grid.state)
-    closed = rows["is_closed"].to_numpy()
-    return Transitions(
-        customer=customer[closed],
-        period=period[closed] - period[closed].min(initial=period.max(initial=0)),
-        state=grid.state[closed],
-        coupon=catalogue.index_of(rows["coupon_id"].filter(closed)),
-        reward=rows["reward"].to_numpy()[closed],
-        next_state=following[closed],
+def _today(
+    run: Run, read: PanelRows, response: "ResponseModel", belief: Any, contact: Any
+) -> "Today":
+    from winback.models.experiment import assign_holdout
+    from winback.models.long_run import Today
+    from winback.models.response import respond
+
+    settings, rows = run.settings, read.at_hand
+    known = read_table(run.url, CONTACTABLE, run.names)["customer_id"].to_pylist()
+    holdout = assign_holdout(read.customer_id, settings.holdout_salt, settings.holdout_share)
+    seen = respond(response, belief[rows], read.panel.situation[rows])
+    cost = seen.cost.copy()
+    cost[:, 0] = 0.0
+    return Today(
+        belief=belief[rows],
+        situation=read.panel.situation[rows],
+        profit=seen.margin - seen.cost - contact,
+        cost=cost,
+        free=np.isin(read.customer_id, np.array(known, dtype=object)) & ~holdout,
     )
 
 
-def _q_table(
-    run: Run, keys: list[str], catalogue: Catalogue, model: CustomerModel, result: "PlanResult"
-) -> Any:
+def _value(
+    response: "ResponseModel",
+    model: "CustomerModel",
+    result: "PlanResult",
+    panel: Any,
+    belief: Any,
+    contact: Any,
+    gamma: float,
+) -> _Valued:
+    from winback.models.long_run import personal_future
+    from winback.models.response import respond
+
+    seen = respond(response, belief, panel.situation)
+    future = personal_future(model, result.value, belief, panel.situation, gamma)
+    return _Valued(belief, seen, seen.margin - seen.cost - contact, future)
+
+
+def _cost_factor(
+    run: Run, read: PanelRows, model: "CustomerModel", valued: _Valued, price: float
+) -> float:
+    """How much more the plan's coupons cost than said, see cost_of_the_chosen."""
+    from winback.models.long_run import cost_of_the_chosen
+
+    cost = valued.response.cost.copy()
+    cost[:, 0] = 0.0
+    value = valued.profit + valued.future - price * cost
+    cautious = value - value[:, :1] - run.settings.pessimism * valued.response.doubt
+    allowed = model.allowed[read.panel.situation]
+    chosen = np.where(allowed, cautious, -np.inf).argmax(axis=1)
+    return cost_of_the_chosen(read.panel, valued.response.purchase, cost, chosen)
+
+
+def _outlook(read: PanelRows, valued: _Valued, support: Any) -> "pa.Table":
+    """One row per customer of the decision date."""
     import pyarrow as pa
 
-    states, coupons = result.q.shape
+    rows = read.at_hand
+    lists = {
+        "belief": valued.belief[rows],
+        "future": valued.future[rows],
+        "support": support[rows].astype(np.float64),
+    }
     return pa.table(
         {
-            "as_of": pa.repeat(run.as_of, states * coupons).cast(pa.date32()),
-            "run_id": pa.repeat(run.run_id, states * coupons),
-            "state": np.repeat(np.array(keys, dtype=object), coupons),
-            "coupon_id": np.tile(np.array(catalogue.coupon_ids, dtype=object), states),
-            "q_value": result.q.ravel(),
-            "visits": result.visits.ravel(),
-            "support": model.support.ravel(),
-            "expected_reward": model.reward.ravel(),
-            "future_value": result.future_value.ravel(),
-            "is_supported": result.allowed.ravel(),
+            "customer_id": pa.array(read.customer_id, pa.string()),
+            "situation": read.panel.situation[rows],
+            **{name: _lists(values) for name, values in lists.items()},
         }
     )
 
 
-def _figures(model: CustomerModel, result: "PlanResult", decisions: int) -> dict[str, Any]:
-    supported = result.allowed[:, 1:].any(axis=1)
+def _lists(values: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def _parquet(table: "pa.Table") -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def _survival(run: Run) -> SurvivalFit:
+    return SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
+
+
+def _q_table(
+    run: Run,
+    space: StateSpace,
+    encoded: Any,
+    catalogue: Catalogue,
+    valued: _Valued,
+    read: PanelRows,
+    price: float,
+) -> "pa.Table":
+    """One row per state and coupon: the mean over the customers that were ever in the state."""
+    import pyarrow as pa
+
+    states, coupons = len(encoded.keys), len(catalogue.coupon_ids)
+    number, closed = encoded.codes, read.panel.closed
+    charged = valued.response.cost.copy()
+    charged[:, 0] = 0.0
+    value = valued.profit - price * charged + valued.future
+    size = np.bincount(number, minlength=states)[:, None]
+    means = {
+        name: _sums(number, table, states) / size
+        for name, table in (
+            ("q_value", value),
+            ("expected_reward", valued.profit),
+            ("future_value", valued.future),
+        )
+    }
+    chosen = number[closed] * coupons + read.panel.coupon[closed]
+    visits = np.bincount(chosen, minlength=states * coupons).reshape(states, coupons)
+    parent, names = space.parents(encoded.keys)
+    support = np.zeros((len(names), coupons), np.int64)
+    np.add.at(support, parent, visits)
+    supported = support[parent] >= max(run.settings.min_visits, 1)
+    supported[:, 0] = True
+    return pa.table(
+        {
+            "as_of": pa.repeat(date.fromisoformat(run.as_of), states * coupons).cast(pa.date32()),
+            "run_id": pa.repeat(run.run_id, states * coupons),
+            "state": np.repeat(np.array(encoded.keys, dtype=object), coupons),
+            "coupon_id": np.tile(np.array(catalogue.coupon_ids, dtype=object), states),
+            "visits": visits.ravel(),
+            "support": support[parent].ravel(),
+            **{name: table.ravel() for name, table in means.items()},
+            "is_supported": supported.ravel(),
+        }
+    )
+
+
+def _sums(number: Any, table: Any, size: int) -> Any:
+    """(size, A) column sums by number."""
+    columns = [np.bincount(number, weights=column, minlength=size) for column in table.T]
+    return np.stack(columns, axis=1)
+
+
+def _figures(
+    model: "CustomerModel", result: "PlanResult", price: float, decisions: int, states: int
+) -> dict[str, Any]:
     return {
         "decisions": decisions,
-        "states": model.n_states,
-        "states_with_a_supported_coupon": int(supported.sum()),
-        "states_where_a_coupon_wins": int((result.greedy > 0).sum()),
+        "states": states,
+        "planning_states": model.shape[0],
+        "planning_states_where_a_coupon_wins": int((result.greedy > 0).sum()),
+        "long_run_price": price,
         "td_updates": int(result.td_updates),
         "planning_updates": int(result.planning_updates),
         "sweeps": int(result.sweeps),

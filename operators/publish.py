@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import groupby
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.sdk import Context
 
-from winback.models.errors import NotFittedError
+from winback.models.errors import HeldError, NotFittedError
 from winback.models.states import StateSpace
 from winback.operators.base import WinbackOperator
 from winback.operators.q_store import DEFAULT_CONNECTION, QStore, connect, redis_url
@@ -85,6 +85,9 @@ class PublishOperator(WinbackOperator):
         started_at: when the run began, ISO format.
         metrics: figures of the steps, stored with the run.
         redis_conn_id: Airflow connection of Redis.
+
+    Raises:
+        HeldError: the gate keeps the current policy; the run is recorded, nothing else changes.
     """
 
     template_fields: Sequence[str] = (
@@ -113,6 +116,8 @@ class PublishOperator(WinbackOperator):
         if not run.settings.publish:
             record_run(run, "dry_run", metrics, self.started_at)
             return {"status": "dry_run"}
+        if (metrics.get("evaluation") or {}).get("passed") is False:
+            hold(run, metrics, self.started_at)
         return publish(run, redis_url(self.redis_conn_id), metrics, self.started_at)
 
 
@@ -142,6 +147,22 @@ def publish(
         store.restore(version, served_before)  # the commit failed: readers of Redis go back as well
         raise
     return {"status": "published", "redis_version": version, **rows}
+
+
+def hold(run: Run, metrics: Mapping[str, Any], started_at: str) -> NoReturn:
+    """Record the run as held, write its report, and end in an error.
+
+    An error, since the tasks and assets after publishing must not go on as if it had happened; and
+    the report here, since the task that writes it comes after publishing.
+    """
+    from winback.operators.report import write_report
+
+    record_run(run, "held", metrics, started_at)
+    place = write_report(run)
+    raise HeldError(
+        f"{metrics['evaluation']['reason']} Recommendations and Q-table are the ones before. See "
+        f"{place}; to publish all the same, run it again with override_gate."
+    )
 
 
 def record_run(run: Run, status: str, metrics: Mapping[str, Any], started_at: str) -> None:

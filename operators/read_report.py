@@ -111,45 +111,14 @@ from {schema}.data_checks
 where run_id = {run_id} and as_of = {as_of}
 order by suite, success, severity, table_name, "column"
 """
-# 1.96 standard errors of the difference between two shares: right in 95 of 100 cases.
 PERFORMANCE = f"""
-with groups as (
-    select
-        as_of,
-        treatment_group,
-        sum(customers)::double precision as customers,
-        sum(buyers)::double precision / sum(customers)::double precision as bought,
-        (sum(order_profit) - sum(coupon_cost) - sum(contact_cost))
-            / sum(customers)::double precision as profit,
-        sum(coupon_cost) as coupon_cost,
-        sum(expected_cost) as expected_cost,
-        max(budget) as budget
-    from {{schema}}.campaign_performance
-    group by as_of, treatment_group
-)
-select
-    treated.as_of,
-    treated.customers::bigint as customers,
-    held.customers::bigint as held_out,
-    treated.bought,
-    held.bought as held_bought,
-    treated.bought - held.bought as bought_difference,
-    1.96 * sqrt(
-        treated.bought * (1 - treated.bought) / treated.customers
-        + held.bought * (1 - held.bought) / held.customers
-    ) as bought_margin,
-    treated.profit,
-    held.profit as held_profit,
-    treated.profit - held.profit as profit_difference,
-    treated.coupon_cost,
-    treated.expected_cost,
-    treated.budget
-from groups as treated
-inner join groups as held on treated.as_of = held.as_of and held.treatment_group = 'holdout'
-where treated.treatment_group = 'treatment'
-order by treated.as_of desc
+select *, treated_buyers::double precision / treated_customers as treated_bought,
+    holdout_buyers::double precision / nullif(holdout_customers, 0) as holdout_bought
+from {{schema}}.incremental_profit
+order by as_of desc
 limit {LATEST}
 """
+TO_DATE = "select * from {schema}.incremental_profit_to_date where as_of = {as_of}"
 PUBLISHED = f"""
 select distinct on (as_of) as_of, budget, expected_spend
 from {{schema}}.runs
@@ -178,6 +147,13 @@ class _Source:
         with self.connection.cursor(row_factory=dict_row) as cursor:
             found: list[Row] = cursor.execute(sql.SQL(query).format(**quoted)).fetchall()
         return found
+
+    def rows_of_report(self, table: str, query: str) -> list[Row]:
+        """Rows of a table that dbt makes after publishing; none before the first time."""
+        schema = self.names["schema"].as_string(None)
+        exists = "select to_regclass({relation}) is not null as exists"
+        named = _Source(self.connection, {"relation": f"{schema}.{table}"})
+        return self.rows(query) if named.rows(exists)[0]["exists"] else []
 
 
 def read_report(run: Run) -> RunReport:
@@ -227,7 +203,10 @@ def _collect(run: Run, source: _Source, record: Row, totals: Totals) -> RunRepor
         gate_in_words=gate[1],
         profit=run.artifacts.read_json(PROFIT_REPORT),
         plan=source.rows(PLAN)[0],
-        performance=source.rows(PERFORMANCE),
+        performance=source.rows_of_report("incremental_profit", PERFORMANCE),
+        to_date=next(iter(source.rows_of_report("incremental_profit_to_date", TO_DATE)), None),
+        drift=record["metrics"].get("drift") or {},
+        evaluation=record["metrics"].get("evaluation") or {},
         first_comparison=_first_comparison(source, settings.decision_days),
         checks=source.rows(CHECKS),
         published=source.rows(PUBLISHED)[::-1],

@@ -11,6 +11,14 @@ from winback.models.survival import SurvivalFit
 
 Row = dict[str, Any]
 
+POLICIES = {  # as policy_evaluations names them, in words
+    "none": "No coupons",
+    "logged": "What was really done",
+    "champion": "The current policy",
+    "challenger_as_is": "The new plan",
+    "challenger": "The new plan, each half of the customers by what the other half taught",
+}
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -71,7 +79,10 @@ class RunReport:
         without_coupon: (reason in words, customers), largest first.
         thin: coupons given on fewer than ``min_visits`` past offers in the very same situation.
         profit: the artifact of ``compare_with_baselines``, with the training's history.
-        performance: treatment against holdout, newest finished window first.
+        performance: rows of ``incremental_profit``, newest finished window first.
+        to_date: the row of ``incremental_profit_to_date``; None before a window is over.
+        drift: what the task ``check_drift`` returned; empty where it has not run.
+        evaluation: likewise of ``evaluate_policy``.
         first_comparison: first decision date with a finished window; None before any publishing.
         checks: rows of ``data_checks``.
         published: budget and expected spend of the latest decision dates, oldest first.
@@ -100,6 +111,9 @@ class RunReport:
     profit: Row
     plan: Row
     performance: list[Row]
+    to_date: Row | None
+    drift: Row
+    evaluation: Row
     first_comparison: date | None
     checks: list[Row]
     published: list[Row]
@@ -150,6 +164,62 @@ class RunReport:
         )
 
     @property
+    def incremental_in_words(self) -> str:
+        """What the whole policy has brought so far against the holdout, with its interval."""
+        found = self.to_date
+        if found is None:
+            return ""
+        if found["lower"] is None:
+            return (
+                f"{found['treated_customers']:,} customers may get coupons and "
+                f"{found['holdout_customers']:,} are in the comparison group: too few to compare."
+            )
+        lower, upper = (signed(found[end], self.currency) for end in ("lower", "upper"))
+        return (
+            f"Since {day(found['first_decision'])}, in {found['days_covered']} days, each of the "
+            f"{found['treated_customers']:,} customers who may get coupons brought in "
+            f"{signed(found['incremental_profit'], self.currency)} against the "
+            f"{found['holdout_customers']:,} who never do (95% interval {lower} to {upper}): "
+            f"{signed(found['total_profit'], self.currency)} in all, where the forecasts said "
+            f"{signed(found['expected_total_profit'], self.currency)}. "
+            f"{_verdict(found['lower'], found['upper'])}"
+        )
+
+    @property
+    def comparison_warnings(self) -> list[str]:
+        """Why the comparison with the holdout may say nothing; newest windows shown only."""
+        rows = [*self.performance, *([self.to_date] if self.to_date else [])]
+        warnings = []
+        if any(row["sample_ratio_ok"] is False for row in rows):
+            warnings.append(
+                "The comparison group is not as large as it was drawn, beyond chance. Something "
+                "removes customers from one group: find it before trusting these figures."
+            )
+        if any(row["holdout_offered"] for row in self.performance):
+            warnings.append(
+                "Customers of the comparison group were offered coupons by somebody else. They "
+                "look more like the others then: the true differences are larger than these."
+            )
+        chosen = sum(row["customers_chosen"] or 0 for row in self.performance)
+        if chosen and not any(row["treated_offered"] for row in self.performance):
+            warnings.append(
+                f"{chosen:,} coupons were decided in these windows, but no offer was reported in "
+                "coupon_offers: the differences are those of coupons that nobody may have got."
+            )
+        return warnings
+
+    @property
+    def verdict(self) -> str:
+        """The gate's reason; empty where policies were not compared."""
+        return str(self.evaluation.get("reason", ""))
+
+    @property
+    def policies(self) -> list[Row]:
+        """The policies valued on the log, in words, with their figures."""
+        found = self.evaluation.get("policies", {})
+        return [{"name": words, **found[key]} for key, words in POLICIES.items() if key in found]
+
+    @property
     def survival_in_words(self) -> str:
         """BG/NBD in one line: its parameters, and whether P(alive) is of any use here."""
         fit = self.survival
@@ -181,6 +251,14 @@ class RunReport:
     def failed_checks(self) -> list[Row]:
         """Checks that failed without stopping the run."""
         return [check for check in self.checks if not check["success"]]
+
+
+def _verdict(lower: float, upper: float) -> str:
+    if lower > 0:
+        return "So the coupons pay off."
+    if upper < 0:
+        return "So the coupons cost more than they bring."
+    return "The interval holds zero: this may be chance."
 
 
 def day(value: date) -> str:

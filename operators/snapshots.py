@@ -14,6 +14,7 @@ from winback.models.profit_data import (
     ProfitData,
     ProfitSchema,
 )
+from winback.models.settings import Settings
 from winback.models.survival import SurvivalFit, probability_alive, probability_of_purchase
 from winback.operators.run import Run
 from winback.operators.warehouse import read_table
@@ -125,7 +126,7 @@ def read_training_data(run: Run, catalogue: Catalogue, fit: SurvivalFit) -> Prof
         sequence=sequences(rows),
         features=features(rows),
         coupon=catalogue.index_of(rows["coupon_id"]),
-        p_purchase=p_purchase(rows, fit, settings.decision_days),
+        p_purchase=p_purchase(rows, fit, settings),
         day=rows["day"].to_numpy().astype(np.int64),
         purchased=rows["order_placed"].to_numpy(),
         margin=rows["order_profit"].to_numpy(),
@@ -146,10 +147,15 @@ def features(rows: "pa.Table") -> Floats:
     return np.column_stack(columns)
 
 
-def p_purchase(rows: "pa.Table", fit: SurvivalFit, horizon_days: int) -> Floats:
-    """(n,) P(at least one purchase in the window) from the history up to each snapshot."""
+def p_purchase(rows: "pa.Table", fit: SurvivalFit, settings: Settings) -> Floats:
+    """(n,) P(at least one purchase in the window) from the history up to each snapshot.
+
+    1 for everybody where BG/NBD is left out: then the profit model learns purchases alone.
+    """
+    if not settings.use_survival:
+        return np.ones(rows.num_rows)
     frequency, recency, age = _history(rows)
-    return probability_of_purchase(fit, frequency, recency, age, horizon_days)
+    return probability_of_purchase(fit, frequency, recency, age, settings.decision_days)
 
 
 def state_columns(rows: "pa.Table", fit: SurvivalFit, names: Sequence[str]) -> dict[str, Any]:

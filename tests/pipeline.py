@@ -80,7 +80,10 @@ class DailyRun:
         if task_id == "publish":
             names = {"survival": "fit_survival", "profit": "train_profit", "plan": "plan"}
             names["allocation"] = "allocate_coupons"
+            names["drift"] = "check_drift"
+            names["evaluation"] = "evaluate_policy"
             operator.metrics = {key: self.results.get(task, {}) for key, task in names.items()}
+            operator.metrics["settings"] = started["settings"]
         return operator
 
     def _context(self, task_id: str) -> Any:

@@ -41,10 +41,23 @@ select
     false, case when suppression_reason is null then 0.93 else 1 end,
     10 + uplift, 10, uplift, case when coupon_id = 'none' then 0 else 2.5 end,
     40 + 2 * uplift, 2 * uplift, 0.9, 0.4, 'state', 'because', suppression_reason,
-    as_of, as_of + 7, 'm', 'c', 'v', now()
+    as_of, as_of + 7, 'm', 'c', 'v', now(), next_best, 2 * next_uplift, next_cost,
+    'last purchase within 7 days', 2 * uplift
 from (
     select
         *,
+        case
+            when suppression_reason is null then 'none'
+            when suppression_reason = 'no_uplift' then 'save5'
+        end as next_best,
+        case
+            when suppression_reason is null then 0
+            when suppression_reason = 'no_uplift' then -0.5
+        end as next_uplift,
+        case
+            when suppression_reason is null then 0
+            when suppression_reason = 'no_uplift' then 2.5
+        end as next_cost,
         case when suppression_reason is null then 'save5' else 'none' end as coupon_id,
         case when suppression_reason is null then 1.5 else 0 end as uplift
     from (

@@ -13,7 +13,13 @@ from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
-from winback.models.errors import DataError, NotFittedError, SettingsError, StoreUnavailableError
+from winback.models.errors import (
+    DataError,
+    HeldError,
+    NotFittedError,
+    SettingsError,
+    StoreUnavailableError,
+)
 from winback.models.settings import DEPLOYMENT_SETTINGS, Settings, load_settings
 from winback.operators.console import STEPS
 
@@ -25,9 +31,12 @@ ORDER = [
     "check_features",
     "fit_survival",
     "check_scores",
+    "check_drift",
     "train_profit",
+    "fit_response",
     "plan",
     "allocate_coupons",
+    "evaluate_policy",
     "check_recommendations",
     "publish",
     "dbt_reports",
@@ -36,14 +45,15 @@ ORDER = [
 ]
 HEAVY = ("dbt", "great_expectations", "lifetimes", "matplotlib", "numba", "pandas", "pyarrow")
 HEAVY += ("sklearn", "torch")
-IMPORT = "import sys, winback.dags.winback_daily; print(*sys.modules)"
+IMPORT = "import sys, winback.dags.winback_daily, winback.dags.winback_benchmark"
+IMPORT += "; print(*sys.modules)"
 
 
 @pytest.fixture(scope="module")
 def dag():
     bag = DagBag(DAGS)
     assert bag.import_errors == {}
-    assert list(bag.dags) == ["winback_daily"]
+    assert sorted(bag.dags) == ["winback_benchmark", "winback_daily"]
     return bag.dags["winback_daily"]
 
 
@@ -87,6 +97,7 @@ def test_it_says_what_it_is_and_whose(dag):
         (DataError("x"), RetryAction.FAIL),
         (SettingsError("x"), RetryAction.FAIL),
         (NotFittedError("x"), RetryAction.FAIL),
+        (HeldError("x"), RetryAction.FAIL),
         (StoreUnavailableError("x"), RetryAction.RETRY),
         (RuntimeError("x"), RetryAction.DEFAULT),
     ],

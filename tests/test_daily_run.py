@@ -22,6 +22,7 @@ COLUMNS = {
         propensity expected_profit baseline_profit expected_uplift expected_cost q_value
         long_run_uplift p_alive p_purchase state reason suppression_reason valid_from valid_to
         model_version config_hash code_version created_at
+        next_best_coupon_id next_best_long_run_uplift next_best_expected_cost situation net_value
     """,
     "customer_scores": "as_of run_id customer_id p_alive p_purchase expected_purchases",
     "runs": "run_id as_of status budget expected_spend dual_price duality_gap metrics started_at "
@@ -164,7 +165,7 @@ def test_redis_serves_the_q_table_of_the_run(finished):
 def test_the_run_is_recorded_with_the_figures_of_its_steps(finished):
     [(status, metrics)] = finished.shop.query("select status, metrics from winback.runs")
     assert status == "published"
-    assert set(metrics) >= {"survival", "profit", "plan", "allocation"}
+    assert set(metrics) >= {"survival", "profit", "plan", "allocation", "drift", "settings"}
     assert metrics["survival"]["customers"] == 300
     assert not metrics["allocation"]["is_cold_start"]
 
@@ -178,7 +179,7 @@ def test_every_decision_is_kept(finished):
 def test_every_suite_left_its_results(finished):
     suites = "select suite, bool_and(success or severity <> 'critical') from winback.data_checks"
     assert dict(finished.shop.query(suites + " group by suite")) == dict.fromkeys(
-        ("sources", "features", "scores", "recommendations"), True
+        ("sources", "features", "scores", "drift", "recommendations"), True
     )
 
 
@@ -240,7 +241,7 @@ def test_a_cold_start_explores_within_the_budget_and_says_so(servers):
         run = shop.daily_run("cold", allowed_coupons=["save5"]).go(until="publish")
         allocation = run.results["allocate_coupons"]
         assert allocation["is_cold_start"]
-        assert "No coupon has enough past offers to judge it" in allocation["in_words"]
+        assert "No coupon can be judged from the past offers" in allocation["in_words"]
         given = shop.query(
             "select coupon_id, is_exploration, count(*)::int, sum(expected_cost) "
             "from winback.recommendations where coupon_id <> 'none' group by 1, 2"

@@ -189,12 +189,16 @@ def test_customers_known_equal_a_set_of_names(
     created = consent[consent["created_at"].isna() | (consent["created_at"] < midnight)]
     known = sorted(set(second.orders["customer_id"]) | set(created.index))
     coupons = second.offers[second.offers["coupon_id"] != "none"].groupby("customer_id")["day"]
+    recent = second.offers[second.offers["coupon_id"] != "none"]
+    days_ago = (pd.Timestamp(AS_OF) - pd.to_datetime(recent["day"])).dt.days
+    contacts = recent[days_ago < 28].groupby("customer_id").size()
     buyers = set(second.orders.loc[second.orders["revenue"] >= 0, "customer_id"])
     expected = pd.DataFrame(
         {
             "can_contact": [bool(consent["can_contact"].get(name, True)) for name in known],
             "has_purchased": [name in buyers for name in known],
             "last_coupon_on": [coupons.max().get(name) for name in known],
+            "contacts_in_window": [contacts.get(name, 0) for name in known],
         },
         index=known,
     )

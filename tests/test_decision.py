@@ -9,17 +9,15 @@ import pytest
 
 from winback.models.decision import (
     SUPPRESSION_REASONS,
-    Customers,
     Decisions,
-    Experiment,
-    Outlook,
     decide,
     decision_ids,
     summarise,
 )
+from winback.models.decision_inputs import Customers, Experiment, Outlook
 from winback.models.errors import DataError, SettingsError
 from winback.models.experiment import assign_holdout
-from winback.models.reasons import describe_run, explain
+from winback.models.reasons import describe_run
 
 MONDAY = date(2024, 1, 1)
 EXPERIMENT = Experiment(
@@ -257,74 +255,6 @@ def test_bad_input(changes, error, message):
     with pytest.raises(error) as raised:
         decide(*parts, budget, MONDAY)
     assert message in str(raised.value)
-
-
-WORDS = [
-    (
-        {"coupon": 1, "past_offers": 412},
-        "10 % off: expected to bring 1.20 EUR more profit than no coupon in the long run "
-        "(0.80 EUR in the next 7 days), at about 0.35 EUR of redeemed coupon money; "
-        "well known from 412 similar offers (last bought 7–13 days ago).",
-    ),
-    (
-        {"coupon": 1, "past_offers": 120},
-        "fairly sure after 120 similar offers (last bought 7–13 days ago).",
-    ),
-    ({"coupon": 1, "past_offers": 35}, "a first estimate after 35 similar offers"),
-    (
-        {"coupon": 1, "is_exploration": True},
-        "10 % off: drawn by chance, to learn how customers like this one respond, "
-        "at about 0.35 EUR of redeemed coupon money.",
-    ),
-    (
-        {"is_exploration": True},
-        "No coupon this time: drawn by chance, to learn what happens without one.",
-    ),
-    ({"reason": "no_consent"}, "No coupon: this customer has not agreed to be contacted."),
-    ({"reason": "no_purchase_yet"}, "No coupon: this customer has not bought anything yet."),
-    ({"reason": "recent_contact"}, "No coupon: this customer got one in the last 14 days."),
-    (
-        {"reason": "holdout"},
-        "No coupon: in the comparison group, which shows what coupons really bring.",
-    ),
-    (
-        {"reason": "low_support"},
-        "No coupon: too few past offers to customers like this one to judge any.",
-    ),
-    ({"reason": "no_uplift"}, "No coupon: none is expected to bring in more than it costs."),
-    (
-        {"reason": "budget"},
-        "No coupon: one would pay off, but the budget brings more with others.",
-    ),
-]
-
-
-@pytest.mark.parametrize(("case", "words"), WORDS)
-def test_words_of_a_decision(case, words):
-    decisions = decide(everybody(1), by_hand([[0, 1.0]], [[0, 1.0]]), NO_EXPERIMENT, 1.0, MONDAY)
-    decisions = dataclasses.replace(
-        decisions,
-        coupon=np.array([case.get("coupon", 0)]),
-        is_exploration=np.array([case.get("is_exploration", False)]),
-        suppression_reason=np.array([case.get("reason")], dtype=object),
-        long_run_uplift=np.array([1.2]),
-        expected_uplift=np.array([0.8]),
-        expected_cost=np.array([0.35]),
-    )
-    (sentence,) = explain(
-        decisions,
-        ["no coupon", "10 % off"],
-        np.array([case.get("past_offers", 0)]),
-        ["last bought 7–13 days ago"],
-        decision_days=7,
-        gap_days=14,
-        currency="EUR",
-    )
-    assert words in sentence
-
-
-def test_every_suppression_reason_has_its_words():
-    assert {case["reason"] for case, _ in WORDS if "reason" in case} == set(SUPPRESSION_REASONS)
 
 
 def test_words_of_a_run():

@@ -17,21 +17,29 @@ WORTHLESS = replace(BETTER, alarm="only 12 decisions count")
 SAME = replace(WORTHLESS, disagreement=0.001)
 EXPLORING = {"only_exploration": True}
 
+SIMILAR = replace(WORTHLESS, disagreement=0.08)
+
 CASES = [  # champion, none, tolerance, further arguments, passed, words of the reason
     (BETTER, BETTER, 0.0, {}, True, "brings +0.3 per decision (interval +0.1 to +0.5)"),
     (ALIKE, BETTER, 0.1, {}, True, "within the tolerated -0.1"),
     (ALIKE, BETTER, 0.09, {}, False, "a loss beyond the tolerated -0.09 is not ruled out"),
-    (BETTER, ALIKE, 0.09, {}, False, "Against no coupons at all"),
     (WORSE, BETTER, 0.09, {}, False, "worse than the tolerated -0.09"),
+    (BETTER, BETTER, 0.0, {}, True, "+0.1 to +0.5): it earns money"),
+    (BETTER, ALIKE, 0.0, {}, True, "a loss is not ruled out, the holdout will tell"),
+    (BETTER, WORSE, 0.9, {}, False, "Against no coupons at all it brings -0.3"),
     (None, BETTER, 0.0, {}, True, "No policy is published yet"),
-    (None, WORSE, 0.0, {}, False, "Against no coupons at all"),
-    (None, None, 0.0, {}, False, "no log that shows what coupons do: explore first"),
+    (None, BETTER, 0.0, {"without_champion": "Gone."}, True, "Passed. Gone. Against no coupons"),
+    (None, WORSE, 0.0, {}, False, "it loses money"),
+    (None, None, 0.0, {}, True, "No log shows yet what coupons do"),
     (None, None, 0.0, EXPLORING, True, "No coupon but those of exploration"),
-    (None, WORTHLESS, 0.0, {}, False, "worthless: only 12 decisions count. Explore more"),
+    (None, WORTHLESS, 0.0, EXPLORING, True, "exploration is given. The comparison with no coupons"),
+    (None, WORTHLESS, 0.0, {}, True, "worthless: only 12 decisions count. The holdout will tell"),
+    (None, SAME, 0.0, {}, True, "decides as no coupons at all in 99.9%"),
     (WORTHLESS, BETTER, 0.0, {}, False, "comparison with the current policy is worthless"),
     (WORTHLESS, WORTHLESS, 0.0, EXPLORING, True, "Only exploration is planned, which mends that"),
     (WORSE, WORTHLESS, 0.09, EXPLORING, False, "worse than the tolerated"),
     (SAME, BETTER, 0.0, {}, True, "decides as the current policy in 99.9% of all decisions"),
+    (SIMILAR, BETTER, 0.0, {}, True, "It decides as the current policy in 92.0% of all decisions"),
     (replace(BETTER, lower=np.nan), BETTER, 0.0, {}, False, "worthless: no interval"),
 ]
 

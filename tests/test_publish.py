@@ -14,6 +14,7 @@ from pipeline import Shop, checked_template, copy_of
 
 from winback.models.errors import NotFittedError, StoreUnavailableError
 from winback.operators.q_store import CURRENT, PREVIOUS, QStore, connect, meta_key, table_key
+from winback.operators.warehouse import ensure_output_tables
 
 DAY_BEFORE = "2024-07-28"
 UNREACHABLE = "127.0.0.1:1"  # nobody listens on port 1
@@ -87,6 +88,31 @@ def test_one_date_is_replaced_and_all_others_stay(shop):
     for table in ("recommendations", "q_table", "customer_scores", "decisions"):
         assert set(before[table]) < set(after[table]), table
         assert len(after[table]) == 2 * len(before[table])
+
+
+def test_columns_that_an_older_warehouse_lacks_are_added_alike_on_both_sides(shop):
+    """Publishing copies whole rows: oracle is the catalogue of a warehouse made anew."""
+    names = ("winback", "winback_work")
+    made_anew = [columns_of(shop, schema) for schema in names]
+    assert made_anew[0] == made_anew[1]
+    for schema in names:
+        shop.query(
+            f"alter table {schema}.recommendations drop next_best_coupon_id cascade, "
+            "drop next_best_long_run_uplift, drop next_best_expected_cost, drop situation, "
+            "drop net_value"
+        )
+        assert len(columns_of(shop, schema)) == len(made_anew[0]) - 5
+    for _ in range(2):
+        ensure_output_tables(shop.url, *names)
+        assert [columns_of(shop, schema) for schema in names] == made_anew
+
+
+def columns_of(shop: Shop, schema: str) -> list[tuple[str, str]]:
+    return shop.query(
+        "select column_name, data_type from information_schema.columns "
+        "where table_schema = %s and table_name = 'recommendations' order by ordinal_position",
+        schema,
+    )
 
 
 def test_redis_serves_what_the_table_holds(shop):

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from html.parser import HTMLParser
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from psycopg import sql
 from psycopg.types.json import Json
 
 from winback.models.calibration import CalibrationBin
+from winback.models.drift import check_forecast, compare
 from winback.models.errors import NotFittedError
 from winback.models.profit_baselines import ProfitReport, Scores
 from winback.models.settings import Settings
@@ -93,6 +93,8 @@ class Shop:
     decided: list[tuple[Any, ...]] = field(default_factory=lambda: [*DECIDED])
     planned: list[tuple[Any, ...]] = field(default_factory=lambda: [*PLANNED])
     performance: list[dict[str, Any]] = field(default_factory=list)
+    to_date: list[dict[str, Any]] = field(default_factory=list)
+    drift: dict[str, Any] = field(default_factory=dict)
     is_cold_start: bool = False
 
     def fill(self) -> "Shop":
@@ -106,7 +108,8 @@ class Shop:
             for table, rows in self._results().items():
                 _insert(connection, place, table, rows)
             _insert(connection, settings.schema_name, "data_checks", self._checks())
-            _insert(connection, settings.schema_name, "campaign_performance", self.performance)
+            _insert(connection, settings.schema_name, "incremental_profit", self.performance)
+            _insert(connection, settings.schema_name, "incremental_profit_to_date", self.to_date)
             _insert(connection, settings.staging_schema, STAGED_COUPONS, self.coupons)
         self.run.artifacts.write_json(SURVIVAL, fit_survival([0], [0], [30], [8]).to_dict())
         training = {"history": EPOCHS, "best_epoch": 2}
@@ -124,11 +127,18 @@ class Shop:
             create schema {settings.staging_schema};
             create table {settings.staging_schema}.{STAGED_COUPONS} (
                 coupon_id text, label text, channel text, face_value numeric, contact_cost numeric);
-            create table {settings.schema_name}.campaign_performance (
-                as_of date, run_id text, treatment_group text, coupon_id text, category text,
-                customers bigint, buyers bigint, order_profit double precision,
-                coupon_cost double precision, contact_cost double precision,
-                expected_cost double precision, budget double precision);
+            create table {settings.schema_name}.incremental_profit (
+                as_of date, treated_customers bigint, holdout_customers bigint,
+                treated_buyers bigint, holdout_buyers bigint, treated_profit float8,
+                holdout_profit float8, incremental_profit float8, lower float8, upper float8,
+                sample_ratio_ok boolean, customers_chosen bigint, treated_offered bigint,
+                holdout_offered bigint,
+                expected_profit float8, expected_uplift float8, expected_cost float8,
+                coupon_cost float8);
+            create table {settings.schema_name}.incremental_profit_to_date (
+                as_of date, first_decision date, days_covered bigint, treated_customers bigint,
+                holdout_customers bigint, incremental_profit float8, lower float8, upper float8,
+                total_profit float8, expected_total_profit float8, sample_ratio_ok boolean);
             """
         )
 
@@ -140,7 +150,7 @@ class Shop:
             "status": self.status,
             "budget": 9.0,
             "expected_spend": 6.75,
-            "metrics": Json({"allocation": allocation}),
+            "metrics": Json({"allocation": allocation, "drift": self.drift}),
             "started_at": MOMENT,
             "finished_at": MOMENT,
         }
@@ -321,31 +331,88 @@ def test_degenerate_fit_is_called_useless(shop: Shop) -> None:
     assert "The survival gate is useless here: no customer has bought on a second day yet" in text
 
 
-def test_holdout_comparison_pools_the_groups(shop: Shop) -> None:
-    """Oracle: the difference of two binomial shares, 1.96 standard errors, written out."""
-    week = {"as_of": AS_OF - timedelta(days=7), "run_id": "before", "category": "toys"}
-    money = {"coupon_cost": 0.0, "contact_cost": 0.0, "expected_cost": 0.0, "budget": 9.0}
-    treated = {**week, "treatment_group": "treatment", **money}
-    held = {**week, "treatment_group": "holdout", "coupon_id": "none", **money}
+WEEK = {  # of treatment against holdout, as the mart has it
+    **{"as_of": AS_OF - timedelta(days=7), "treated_customers": 400, "holdout_customers": 50},
+    **{"treated_buyers": 180, "holdout_buyers": 20, "treated_profit": 3.4, "holdout_profit": 2.8},
+    **{"incremental_profit": 0.6, "lower": -0.2, "upper": 1.4, "sample_ratio_ok": True},
+    **{"customers_chosen": 100, "treated_offered": 90, "holdout_offered": 0},
+    "expected_profit": 3.5,
+    **{"expected_uplift": 0.75, "expected_cost": 25.0, "coupon_cost": 30.0},
+}
+TO_DATE = {
+    **{"as_of": AS_OF, "first_decision": AS_OF - timedelta(days=14), "days_covered": 14},
+    **{"treated_customers": 410, "holdout_customers": 55, "incremental_profit": 1.25},
+    **{"lower": 0.5, "upper": 2.0, "total_profit": 512.5, "expected_total_profit": 600.0},
+    "sample_ratio_ok": True,
+}
+
+
+def test_holdout_comparison_says_what_the_marts_hold(shop: Shop) -> None:
+    shop.performance, shop.to_date = [WEEK], [TO_DATE]
+    text = _text(shop.fill().page())
+    for fact in (
+        "Since 19 February 2024, in 14 days, each of the 410 customers who may get coupons "
+        "brought in +1.25 EUR against the 55 who never do (95% interval +0.50 EUR to +2.00 EUR): "
+        "+512.50 EUR in all, where the forecasts said +600.00 EUR. So the coupons pay off.",
+        "2024-02-26 400 (50) 45% (40%) 3.40 (3.50) 2.80 +0.60 (+0.75) −0.20 to +1.40 30.00 (25.00)",
+        "Profit each, EUR",
+    ):
+        assert fact in text
+    for warning in ("beyond chance", "nobody may have got", "by somebody else"):
+        assert warning not in text
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "words"),
+    [(-2.0, -0.1, "cost more than they bring"), (-1.0, 0.1, "this may be chance")],
+)
+def test_holdout_comparison_in_words(shop: Shop, lower: float, upper: float, words: str) -> None:
+    shop.to_date = [{**TO_DATE, "lower": lower, "upper": upper}]
+    assert words in read_report(shop.fill().run).incremental_in_words
+
+
+def test_comparison_that_says_nothing_is_called_that(shop: Shop) -> None:
     shop.performance = [
-        {**treated, "coupon_id": "none", "customers": 300, "buyers": 120, "order_profit": 900.0},
-        {
-            **treated,
-            **{"coupon_id": "save5", "customers": 100, "buyers": 60, "order_profit": 500.0},
-            **{"coupon_cost": 30.0, "contact_cost": 10.0, "expected_cost": 25.0},
-        },
-        {**held, "customers": 50, "buyers": 20, "order_profit": 140.0},
+        {**WEEK, "sample_ratio_ok": False, "treated_offered": 0, "holdout_offered": 9}
     ]
-    row = read_report(shop.fill().run).performance[0]
-    assert (row["customers"], row["held_out"]) == (400, 50)
-    assert row["bought_difference"] == pytest.approx(180 / 400 - 20 / 50)
-    assert row["bought_margin"] == pytest.approx(
-        1.96 * sqrt(0.45 * 0.55 / 400 + 0.4 * 0.6 / 50), rel=1e-12
-    )
-    assert row["profit_difference"] == pytest.approx((1400 - 30 - 10) / 400 - 140 / 50)
-    text = _text(shop.page())
-    assert "2024-02-26 400 (50) 45% (40%) +5.0 ± 14.4 3.40 (2.80) +0.60 30.00 (25.00)" in text
-    assert "Profit each, EUR" in text
+    nobody = dict.fromkeys(("incremental_profit", "lower", "upper", "total_profit"))
+    shop.to_date = [{**TO_DATE, **nobody, "holdout_customers": 1, "sample_ratio_ok": None}]
+    text = _text(shop.fill().page())
+    assert "410 customers may get coupons and 1 are in the comparison group: too few" in text
+    assert "not as large as it was drawn, beyond chance" in text
+    assert "comparison group were offered coupons by somebody else" in text
+    assert "100 coupons were decided in these windows, but no offer was reported" in text
+
+
+def test_no_holdout_is_a_dash(shop: Shop) -> None:
+    missing = ("holdout_profit", "incremental_profit", "lower", "upper", "sample_ratio_ok")
+    shop.performance = [{**WEEK, **dict.fromkeys(missing), "holdout_customers": 0}]
+    text = _text(shop.fill().page())
+    assert "400 (0) 45% (–) 3.40 (3.50) – – (+0.75) – 30.00 (25.00)" in text
+
+
+def test_drift_is_shown_with_what_changed_most(shop: Shop) -> None:
+    moved = compare("p_alive", [900, 100], [500, 500]).to_dict()
+    few = compare("reward", [9], [9]).to_dict()
+    came = check_forecast("expected_profit", DECILES).to_dict()
+    shop.drift = {
+        "quantities": [{**moved, "in_words": "surely gone"}, {**few, "in_words": ""}],
+        "forecasts": [came],
+        "decided_on": "2024-02-26",
+        "in_words": "1 of 2 comparisons have shifted: p_alive.",
+    }
+    text = _text(shop.fill().page())
+    for fact in (
+        "1 of 2 comparisons have shifted: p_alive.",
+        f"p_alive {moved['psi']:.2f} shifted surely gone: 50%, before 90%",
+        "reward – too few rows",
+        f"expected_profit {came['predicted']:.3f} {came['actual']:.3f}",
+    ):
+        assert fact in text
+
+
+def test_without_the_drift_step_the_page_says_so(shop: Shop) -> None:
+    assert "Not checked in this run." in _text(shop.fill().page())
 
 
 def test_second_published_run_draws_the_history(shop: Shop) -> None:

@@ -24,3 +24,15 @@ delete from {{ ref("int_source_days_built") }};
 insert into {{ ref("int_source_days_built") }} (event_day, as_of, checksum)
 select event_day, as_of, checksum from {{ ref("int_source_days") }}
 {%- endmacro %}
+
+{# Pre-hook of forecast_vs_actual: remove decisions replaced, reopened or changed since. #}
+{% macro delete_changed_decisions() -%}
+{% if is_incremental() %}
+delete from {{ this }} as built
+where not exists (
+    select 1
+    from {{ ref("int_decision_windows") }} as windows
+    where windows.as_of = built.as_of and windows.checksum = built.checksum
+)
+{% endif %}
+{%- endmacro %}

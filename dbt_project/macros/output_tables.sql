@@ -115,7 +115,65 @@ create table if not exists {{ schema }}.data_checks (
     description text not null
 );
 
+create table if not exists {{ schema }}.policy_benchmark (
+    world_id text not null,
+    policy text not null,
+    week integer not null,
+    world text not null,
+    family text not null,
+    seed integer not null,
+    customers integer not null,
+    weeks integer not null,
+    config jsonb not null,
+    budget double precision not null,
+    oracle_uplift double precision not null,
+    uplift double precision not null,
+    percent double precision,
+    spend double precision not null,
+    spend_share double precision,
+    given double precision not null,
+    harm double precision not null,
+    wasted double precision not null,
+    stated_spend double precision,
+    wanted_spend double precision,
+    week_uplift double precision not null,
+    stated_week_uplift double precision,
+    stated_uplift double precision,
+    cost_slope double precision,
+    week_slope double precision,
+    uplift_slope double precision,
+    purchase_slope double precision,
+    seconds double precision not null,
+    code_version text not null,
+    measured_at timestamptz not null default now(),
+    primary key (world_id, policy, week)
+);
+
 {% for name in ["customer_scores", "q_table", "recommendations"] %}
 create table if not exists {{ work_schema }}.{{ name }} (like {{ schema }}.{{ name }} including all);
+{% endfor %}
+
+{#
+  Columns that came later, last in new and in older warehouses alike: publishing copies whole rows.
+  Altered only where they lack, since even an alteration without effect waits for every reader.
+#}
+{% for at in [schema, work_schema] %}
+do $$
+begin
+    if not exists (
+        select from information_schema.columns
+        where
+            table_schema = '{{ at }}'
+            and table_name = 'recommendations'
+            and column_name = 'net_value'
+    ) then
+        alter table {{ at }}.recommendations
+            add column if not exists next_best_coupon_id text,
+            add column if not exists next_best_long_run_uplift double precision,
+            add column if not exists next_best_expected_cost double precision,
+            add column if not exists situation text,
+            add column if not exists net_value double precision;
+    end if;
+end $$;
 {% endfor %}
 {% endmacro %}

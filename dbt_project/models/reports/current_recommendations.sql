@@ -34,6 +34,11 @@ select
     recommendations.model_version,
     recommendations.config_hash,
     recommendations.code_version,
-    recommendations.created_at
+    recommendations.created_at,
+    recommendations.next_best_coupon_id,
+    recommendations.next_best_long_run_uplift,
+    recommendations.next_best_expected_cost,
+    recommendations.situation,
+    recommendations.net_value
 from {{ source('winback_outputs', 'recommendations') }} as recommendations
 inner join newest on recommendations.as_of = newest.as_of

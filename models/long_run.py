@@ -1,0 +1,110 @@
+"""The budget of all weeks to come, as one price of coupon money.
+
+A plan that ignores the budget believes that tomorrow's coupons are free to give, so it overrates
+what leads there. At price λ every value is that of profit − λ · coupon money; the λ at which
+today's customers would spend this period's budget is found by bisection, planning anew at each λ.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from winback.models.mdp import CustomerModel, value_iteration
+from winback.models.situations import SITUATIONS, Floats, Ints, Panel
+
+CHECKED_PERIODS = 16  # latest windows that the cost of the chosen is checked on: known to 2 %
+FEWEST_PURCHASES = 100  # with fewer the comparison says nothing
+MOST_OFTEN = 60.0  # one window never counts for more than this many
+BISECTIONS = 24  # of the price; the last step is below a ten-millionth of it
+PRICE_LIMIT = 1e6  # a price nobody pays: the budget is 0
+
+
+@dataclass(frozen=True)
+class Today:
+    """The n customers to decide on, with every coupon.
+
+    Attributes:
+        belief: (n, K) chance of each class and of still being there.
+        situation: (n,) their situations.
+        profit: (n, A) expected profit of the window, currency.
+        cost: (n, A) expected coupon money that the budget pays; 0 for `none`.
+        free: (n,) may get a coupon at all.
+    """
+
+    belief: Floats
+    situation: Ints
+    profit: Floats
+    cost: Floats
+    free: npt.NDArray[np.bool_]
+
+
+def price_of_budget(
+    model: CustomerModel, today: Today, budget: float, gamma: float, tolerance: float = 1e-5
+) -> float:
+    """λ at which the customers of today spend ``budget`` in a period; 0 if it does not bind."""
+    q = np.zeros(model.shape)
+
+    def spend(price: float) -> float:
+        nonlocal q
+        q, _, _ = value_iteration(model, gamma, tolerance, price=price, start=q)
+        following = personal_future(model, model.value(q), today.belief, today.situation, gamma)
+        net = today.profit + following - price * today.cost
+        allowed = model.allowed[today.situation].copy()
+        allowed[:, 1:] &= today.free[:, None]
+        best = np.where(allowed, net, -np.inf).argmax(axis=1)
+        return float(np.take_along_axis(today.cost, best[:, None], axis=1).sum())
+
+    if len(today.situation) == 0 or spend(0.0) <= budget:
+        return 0.0
+    low, high = 0.0, 1.0
+    while spend(high) > budget and high < PRICE_LIMIT:
+        low, high = high, 2 * high
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spend(middle) > budget else (low, middle)
+    return high
+
+
+def personal_future(
+    model: CustomerModel, value: Floats, belief: Floats, situation: Ints, gamma: float
+) -> Floats:
+    """(n, A) γ E[V(s')] over each customer's classes, currency; who has left has no future.
+
+    The state's class stays hidden, so this is the mean over classes of each class's own plan
+    (QMDP; Littman, Cassandra & Kaelbling 1995): coupons are not given to learn who somebody is.
+    """
+    coupons = model.shape[1]
+    following = model.future(value, gamma).reshape(-1, SITUATIONS, coupons)
+    total = np.zeros((len(situation), coupons))
+    for k in range(belief.shape[1]):
+        total += belief[:, k, None] * following[k, situation]
+    return total
+
+
+def cost_of_the_chosen(panel: Panel, purchase: Floats, cost: Floats, chosen: Ints) -> float:
+    """How much more the coupons of a plan cost than said, measured on the latest windows; ≥ 1.
+
+    A plan picks customers for what is believed of them, so it picks the errors too, and the
+    budget would pay for them. Those whom the plan would have given a coupon are compared with
+    what they then bought, with whatever coupon they had, each window weighed by 1 / propensity
+    and by what the plan's coupon costs at a purchase. One standard error is added, and it never
+    makes coupons look cheaper: a budget is a promise.
+
+    Args:
+        panel: m decisions.
+        purchase: (m, A) chance of a purchase said for each coupon.
+        cost: (m, A) coupon money said, 0 for `none`.
+        chosen: (m,) coupon that the plan gives; 0 is none.
+    """
+    latest = panel.period > panel.period[panel.closed].max(initial=0) - CHECKED_PERIODS
+    rows = np.flatnonzero(panel.closed & latest & (chosen > 0))
+    known = np.where(np.isfinite(panel.propensity[rows]), panel.propensity[rows], 1.0)
+    weight = np.minimum(1 / np.maximum(known, 1e-6), MOST_OFTEN)
+    weight *= cost[rows, chosen[rows]] / np.maximum(purchase[rows, chosen[rows]], 1e-9)
+    said = weight * purchase[rows, panel.coupon[rows]]
+    came = weight * panel.purchased[rows]
+    if panel.purchased[rows].sum() < FEWEST_PURCHASES or said.sum() <= 0:
+        return 1.0
+    error = float(np.sqrt(((came - said) ** 2).sum()))
+    return max(1.0, float(came.sum() + error) / float(said.sum()))

@@ -1,0 +1,220 @@
+"""How hidden classes of customers respond to coupons, and what that says about each customer.
+
+Given class and situation, and while the customer is still there, the log odds of a purchase are
+
+    β · (1, recency, purchases of late, coupons of late)  +  effect of the coupon
+
+with an effect that is concave in the face value and changes with fatigue, recency and activity.
+A class also has its own margins, redemptions, and hazard of leaving. A customer's history gives
+the chances of the classes (their belief); forecasts are means over it. So hidden differences
+between people count, which a table keyed by state alone cannot see.
+
+Latent class (finite mixture) models of purchase histories: Kamakura & Russell (1989).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from winback.models.situations import (
+    COUPONS,
+    PURCHASES,
+    RECENCIES,
+    RECENCY_EDGES,
+    SITUATIONS,
+    Floats,
+    Ints,
+    bins,
+)
+
+CONCAVITY = 0.6  # of the response in the face value: twice the money moves about 1.5 times as much
+BASE_TERMS = 1 + (RECENCIES - 1) + (PURCHASES - 1) + (COUPONS - 1)
+COUPON_TERMS = slice(BASE_TERMS - (COUPONS - 1), BASE_TERMS)
+EFFECT, EFFECT_FATIGUE = BASE_TERMS, BASE_TERMS + 1
+SHARED_EFFECTS = 4  # effect, and its change with coupons, recency and purchases of late
+
+
+@dataclass(frozen=True)
+class ResponseModel:
+    """K classes × SITUATIONS × A coupons.
+
+    Attributes:
+        share: (K,) of the classes among customers.
+        coefficients: (K, D) log odds of a purchase, columns as in :func:`design`.
+        doubt: (K, SITUATIONS, A) standard error of a coupon's effect on the log odds.
+        hazard: (K, 2 · COUPONS) chance of leaving at the end of a window, by :func:`leaving_cell`.
+        margin: (K,) mean margin of a window with a purchase, currency.
+        redeemed: (K, A) mean coupon money of a window with a purchase, currency.
+        log_margin, log_margin_spread: (K,) mean and standard deviation of the logarithm.
+        redeems: (K, A) share of windows with a purchase in which a coupon is redeemed.
+        offers: (K, SITUATIONS) share of windows with an offer in the log.
+        smallest_margin: what a smaller margin counts as in the logarithm.
+        level: (2,) intercept and slope that set log odds right on the latest windows.
+        cost_level: factor that sets the expected coupon money right on the latest windows.
+        face_values: (A,) currency.
+    """
+
+    share: Floats
+    coefficients: Floats
+    doubt: Floats
+    hazard: Floats
+    margin: Floats
+    redeemed: Floats
+    log_margin: Floats
+    log_margin_spread: Floats
+    redeems: Floats
+    offers: Floats
+    smallest_margin: Floats
+    level: Floats
+    cost_level: Floats
+    face_values: Floats
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return len(self.share)
+
+    @property
+    def coupons(self) -> int:
+        """A."""
+        return len(self.face_values)
+
+    @property
+    def log_odds(self) -> Floats:
+        """(K, SITUATIONS, A) of a purchase while still there."""
+        odds = self.coefficients @ design(self.face_values).T
+        return odds.reshape(self.classes, SITUATIONS, self.coupons)
+
+    @property
+    def purchase(self) -> Floats:
+        """(K, SITUATIONS, A) chance of a purchase while still there, before the level."""
+        return sigmoid(self.log_odds)
+
+    @property
+    def cost_levels(self) -> Floats:
+        """(A,) factors of the expected coupon money; 1 for redemptions without an offer."""
+        return np.append(1.0, np.full(self.coupons - 1, float(self.cost_level)))
+
+    def to_arrays(self) -> dict[str, Floats]:
+        """All parameters by name, for a file."""
+        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, tensors: Mapping[str, Any]) -> "ResponseModel":
+        """The model of :meth:`to_arrays`."""
+        return cls(**{name: np.asarray(values) for name, values in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Response:
+    """What is expected of n customers in the window, (n, A) each, currency.
+
+    ``doubt`` is one standard error of the profit that a coupon adds.
+    """
+
+    purchase: Floats
+    margin: Floats
+    cost: Floats
+    doubt: Floats
+
+
+def respond(
+    model: ResponseModel,
+    belief: Floats,
+    situation: Ints,
+    baseline: Floats | None = None,
+    margin: Floats | None = None,
+) -> Response:
+    """Forecast customers with every coupon.
+
+    Args:
+        model: the classes.
+        belief: (n, K) chance of each class and of still being there.
+        situation: (n,) numbers of :mod:`winback.models.situations`.
+        baseline: (n,) log odds of a purchase without a coupon, where something knows them better
+            than the classes' level does; the coupons' effects are added to it.
+        margin: (n,) margin of a purchase without a coupon, where something knows it better.
+    """
+    own = model.purchase[:, situation]  # (K, n, A)
+    weight = belief.T[:, :, None]
+    mean = (weight * own).sum(axis=0)
+    raw = log_odds(mean)
+    start = model.level[0] + model.level[1] * raw[:, 0] if baseline is None else baseline
+    purchase = sigmoid(start[:, None] + raw - raw[:, :1])
+    scale = purchase / np.maximum(mean, 1e-12)
+    bought = weight * own * scale
+    spread = own * (1 - own) * model.doubt[:, situation]
+    earned = (bought * model.margin[:, None, None]).sum(axis=0)
+    if margin is not None:
+        said = earned[:, 0] / np.maximum(purchase[:, 0], 1e-12)
+        earned *= (margin / np.where(np.abs(said) > 1e-9, said, 1.0))[:, None]
+    return Response(
+        purchase=purchase,
+        margin=earned,
+        cost=(bought * model.redeemed[:, None, :]).sum(axis=0) * model.cost_levels,
+        doubt=(weight * spread * np.abs(model.margin)[:, None, None]).sum(axis=0) * scale,
+    )
+
+
+def levelled_purchase(model: ResponseModel) -> Floats:
+    """(K, SITUATIONS, A) chance of a purchase while still there, at the level of late."""
+    odds = model.log_odds
+    start = model.level[0] + model.level[1] * odds[:, :, :1]
+    return sigmoid(start + odds - odds[:, :, :1])
+
+
+def design(face_values: Floats) -> Floats:
+    """(SITUATIONS · A, D) columns of the log odds, coupon fastest.
+
+    Base terms are steps: each bin adds to the one before. The effect terms are 0 for `none`.
+    """
+    recency, purchases, tired = bins()
+    steps: list[npt.NDArray[Any]] = [np.ones(SITUATIONS)]
+    steps += [recency >= step for step in range(1, RECENCIES)]
+    steps += [purchases >= step for step in range(1, PURCHASES)]
+    steps += [tired >= step for step in range(1, COUPONS)]
+    base = np.repeat(np.stack(steps, axis=1).astype(np.float64), len(face_values), axis=0)
+    size = np.tile(relative_size(face_values), SITUATIONS)
+    away = np.log2(1 + np.append(0, RECENCY_EDGES))[recency] / 4  # 0 to about 1
+    changes = [np.minimum(tired, 3) / 3, away, np.minimum(purchases, 3) / 3]
+    shared = [size, *(size * np.repeat(change, len(face_values)) for change in changes)]
+    which = np.tile(np.arange(len(face_values)), SITUATIONS)
+    own = [(which == coupon).astype(np.float64) for coupon in range(1, len(face_values))]
+    return np.column_stack([base, *shared, *own])
+
+
+def relative_size(face_values: Floats) -> Floats:
+    """(A,) how strongly a coupon's face value speaks, 1 for the largest; `none` is 0."""
+    size = np.maximum(face_values, 0.0)
+    size[1:] = np.where(size[1:] > 0, size[1:], size[1:].max(initial=0.0) or 1.0)  # a free gift
+    size = size / max(float(size.max(initial=0.0)), 1e-12)
+    spoken: Floats = size**CONCAVITY
+    return spoken
+
+
+def leaving_cell(situation: Ints, coupon: Ints) -> Ints:
+    """Column of ``hazard``: coupons of late, and whether another one comes."""
+    cell: Ints = (coupon > 0) * COUPONS + situation % COUPONS
+    return cell
+
+
+def leaving_design() -> Floats:
+    """(2 · COUPONS, 3): level, an offer, an offer on top of others."""
+    offered, tired = np.indices((2, COUPONS)).reshape(2, -1)
+    return np.column_stack([np.ones(2 * COUPONS), offered, offered * tired / 3.0])
+
+
+def log_odds(chance: Floats) -> Floats:
+    """ln p / (1 − p), p kept off 0 and 1."""
+    clipped = np.clip(chance, 1e-6, 1 - 1e-6)
+    odds: Floats = np.log(clipped / (1 - clipped))
+    return odds
+
+
+def sigmoid(odds: Floats) -> Floats:
+    """1 / (1 + e^−x)."""
+    chance: Floats = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+    return chance

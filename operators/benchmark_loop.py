@@ -1,0 +1,90 @@
+"""The closed loop: a known world lives on under winback's own decisions, week after week."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from winback.models.allocation import solve_budget
+from winback.models.peers_judgement import judge
+from winback.models.world import make_world, world_in_week
+from winback.models.world_log import History, continue_history, record_history
+from winback.models.world_truth import Truth, week_problem
+from winback.operators.benchmark import BenchmarkOptions, Say, in_words, read_decisions, scratch
+from winback.operators.benchmark_product import PRODUCT, Place, Product, build_features
+from winback.operators.benchmark_table import policies_done, prepare, version_of, write_row
+from winback.operators.benchmark_worlds import BenchmarkWorld, KnownWorld
+from winback.operators.world_source import write_world
+
+
+def run_loop(
+    world: BenchmarkWorld, options: BenchmarkOptions, say: Say, weeks: int
+) -> list[dict[str, Any]]:
+    """Decide for ``weeks`` weeks in one world, holdout and exploration as in daily use.
+
+    Every week has the budget of the first one, and starts from all that is on record by then,
+    earlier decisions with their propensities included.
+
+    Returns:
+        The rows of the weeks 1, 2, …; none if the table has the last week by the present code.
+    """
+    prepare(options.url, options.schema)
+    version = version_of(options.settings)
+    if not options.fresh and policies_done(options.url, options.schema, world, version, weeks):
+        say(f"{world.name}: the loop is in the table already")
+        return []
+    first = make_world(world.config)
+    history = record_history(first, world.customers, world.weeks)
+    random = np.random.default_rng([world.seed, 19])
+    budget, rows = None, []
+    with scratch(world, options) as place:
+        for week in range(1, weeks + 1):
+            today = world_in_week(first, history.weeks)
+            truth = _at(week_problem(today, history.people), budget)
+            budget = truth.budget
+            known = KnownWorld(first, today, history, truth)
+            row, history = _week(world, known, place, options, week, random)
+            say(f"{world.name}, week {week:2d}: {in_words(PRODUCT, row)}")
+            rows.append(row)
+    return rows
+
+
+def _week(
+    world: BenchmarkWorld,
+    known: KnownWorld,
+    place: Place,
+    options: BenchmarkOptions,
+    week: int,
+    random: np.random.Generator,
+) -> tuple[dict[str, Any], History]:
+    """One week: decide, judge the decisions, and let them happen."""
+    began = time.monotonic()
+    rows = _recommendations(known, place, options)
+    coupon, stated, propensity = read_decisions(known, rows)
+    figures = judge(known.today, known.history.people, known.truth, coupon, stated)
+    figures |= {"budget": known.truth.budget, "oracle_uplift": known.truth.oracle_uplift}
+    figures["seconds"] = time.monotonic() - began
+    version = version_of(options.settings)
+    row = write_row(
+        options.url, options.schema, world, PRODUCT, figures, version=version, week=week
+    )
+    following = continue_history(known.today, known.history, coupon, propensity, random)
+    return row, following
+
+
+def _recommendations(known: KnownWorld, place: Place, options: BenchmarkOptions) -> Any:
+    budget = known.truth.budget
+    as_of = write_world(place.url, known.world, known.history, budget=budget, schema=place.sources)
+    run = place.run(as_of.isoformat(), **{"budget": budget, **options.settings})
+    build_features(run)
+    return Product(run).recommend({})
+
+
+def _at(truth: Truth, budget: float | None) -> Truth:
+    """The same week with another budget; the oracle spends that."""
+    if budget is None:
+        return truth
+    eligible = np.ones(truth.cost.shape, np.bool_)
+    best = solve_budget(truth.uplift, truth.cost, budget, eligible)
+    return replace(truth, budget=budget, oracle=best.coupon, oracle_uplift=best.primal_value)

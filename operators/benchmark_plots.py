@@ -1,0 +1,99 @@
+"""The benchmark's figures: rows of ``policy_benchmark`` in, inline SVG out."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from winback.operators.benchmark_worlds import FAMILIES
+from winback.operators.plots import COUPON_COLOURS, INK, MUTED, WIDE, _figure, _style, _svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+
+
+def by_policy_svg(
+    rows: Sequence[Row], policies: Sequence[str], name: str, label: str, target: float | None
+) -> str:
+    """One dot per world, coloured by family, and the median per policy.
+
+    Args:
+        rows: of the table; those without the figure are left out.
+        policies: from top to bottom.
+        name: of the figure.
+        label: of the axis.
+        target: where a line is drawn.
+    """
+    families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
+    with _style():
+        drawing, axes = _figure((WIDE[0], 1.4 + 0.27 * len(policies)))
+        for number, family in enumerate(families):
+            shift = 0.5 * ((number + 0.5) / len(families) - 0.5)
+            dots = [row for row in rows if row["family"] == family and row[name] is not None]
+            axes.plot(
+                [row[name] for row in dots],
+                [policies.index(row["policy"]) + shift for row in dots],
+                "o",
+                ms=4,
+                alpha=0.8,
+                color=COUPON_COLOURS[number % len(COUPON_COLOURS)],
+                label=family,
+            )
+        _medians(axes, rows, policies, name)
+        if target is not None:
+            axes.axvline(target, color=MUTED, lw=1, ls="--")
+        axes.set_yticks(range(len(policies)), policies)
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        drawing.legend(loc="outside upper left", ncols=min(5, len(families) + 1))
+        return _svg(drawing, f"{label} by policy and world")
+
+
+def _medians(axes: "Axes", rows: Sequence[Row], policies: Sequence[str], name: str) -> None:
+    for place, policy in enumerate(policies):
+        values = [r[name] for r in rows if r["policy"] == policy and r[name] is not None]
+        if values:
+            axes.plot([median(values)], [place], "|", ms=13, mew=2.5, color=INK)
+
+
+def stated_svg(rows: Sequence[Row], stated: str, true: str, title: str) -> str | None:
+    """What policies said against what was true, one dot per world and policy; None without any."""
+    kept = [row for row in rows if row[stated] is not None]
+    if not kept:
+        return None
+    with _style():
+        drawing, axes = _figure((4.4, 3.6), title)
+        ends = [min(min(r[stated], r[true], 0.0) for r in kept)]
+        ends.append(max(max(r[stated], r[true], 1e-9) for r in kept) * 1.05)
+        axes.plot(ends, ends, color=MUTED, lw=1, ls="--", label="exactly as stated")
+        for number, policy in enumerate(dict.fromkeys(row["policy"] for row in kept)):
+            dots = [row for row in kept if row["policy"] == policy]
+            axes.plot(
+                [row[stated] for row in dots],
+                [row[true] for row in dots],
+                "o",
+                ms=5,
+                color=COUPON_COLOURS[number % len(COUPON_COLOURS)],
+                label=policy,
+            )
+        axes.set_xlabel("stated, currency units")
+        axes.set_ylabel("true")
+        axes.legend(loc="best", fontsize=8)
+        return _svg(drawing, f"{title}: stated against true")
+
+
+def loop_svg(rows: Sequence[Row], name: str, label: str) -> str:
+    """A figure week by week, one line per world."""
+    with _style():
+        drawing, axes = _figure(WIDE)
+        for number, world in enumerate(dict.fromkeys(row["world"] for row in rows)):
+            own = sorted((r for r in rows if r["world"] == world), key=lambda row: row["week"])
+            colour = COUPON_COLOURS[number % len(COUPON_COLOURS)]
+            weeks = [row["week"] for row in own]
+            axes.plot(weeks, [row[name] for row in own], "o-", ms=4, color=colour, label=world)
+        axes.axhline(0, color=MUTED, lw=1)
+        axes.set_xlabel("week of the closed loop")
+        axes.set_ylabel(label)
+        axes.legend(loc="best")
+        return _svg(drawing, f"{label} by week")

@@ -1,0 +1,236 @@
+"""The benchmark's result: a Markdown table, and a page with plots."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.resources import files
+from io import StringIO
+from statistics import median
+from typing import Any
+
+from winback.models.errors import NotFittedError, SettingsError
+from winback.operators import benchmark_plots as plots
+from winback.operators.benchmark_worlds import FAMILIES
+
+TEMPLATE = "operators/benchmark.html.j2"
+MARKDOWN, PAGE, ROWS = "benchmark.md", "benchmark.html", "benchmark.csv"
+FULL, GOAL = 1.0, 65.0  # the whole budget; percent of the oracle's uplift to reach
+UPLIFT_CAPTION = (
+    "Percent of the oracle's uplift, median over worlds (lowest to highest); where nothing can be "
+    "gained, the share of customers who get a coupon:"
+)
+Row = Mapping[str, Any]
+
+# Column heads of the table of shares: figure, head, its format, how worlds are put together.
+SHARES = (
+    ("spend_share", "spent / budget, median", "{:.2f}", median),
+    ("spend_share", "largest", "{:.2f}", max),
+    ("harm", "coupons that harm", "{:.0%}", median),
+    ("wasted", "beyond help, but given one", "{:.0%}", median),
+    ("cost_slope", "slope: cost", "{:.2f}", median),
+    ("purchase_slope", "slope: P(buy)", "{:.2f}", median),
+    ("week_slope", "slope: week's uplift", "{:.2f}", median),
+    ("uplift_slope", "slope: long run", "{:.2f}", median),
+)
+
+
+def write_report(rows: Sequence[Row], folder: Any, command: str) -> dict[str, str]:
+    """Write the table, the page and the rows; return their addresses.
+
+    Args:
+        rows: of ``policy_benchmark``, one-shot weeks and closed loops together.
+        folder: a ``pathlib.Path`` or ``upath.UPath``; made when missing.
+        command: how to get the same again.
+
+    Raises:
+        NotFittedError: there are no rows.
+        SettingsError: the folder cannot be written.
+    """
+    if not rows:
+        raise NotFittedError("the benchmark has no rows for these worlds. Run the worlds first.")
+    pages = {MARKDOWN: markdown(rows, command), PAGE: page(rows, command), ROWS: _as_csv(rows)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in pages.items():
+            (folder / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    return {name: str(folder / name) for name in pages}
+
+
+def markdown(rows: Sequence[Row], command: str) -> str:
+    """Both tables as Markdown, with the date, the command and the sizes."""
+    once, loop = _split(rows)
+    parts = [f"{_when(rows)}: `{command}`. {_sizes(rows)}"]
+    if once:
+        head, body = uplift_table(once)
+        parts += [UPLIFT_CAPTION]
+        parts += [_table(head, body)]
+        head, body = shares_table(once)
+        parts += ["Money, harm, and stated against true, over all worlds:", _table(head, body)]
+    if loop:
+        head, body = loop_table(loop)
+        parts += ["Closed loop, true uplift in currency units:", _table(head, body)]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(rows: Sequence[Row], command: str) -> str:
+    """One file with its plots, readable anywhere without a network."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    once, loop = _split(rows)
+    tables = {"uplift": uplift_table(once), "shares": shares_table(once)} if once else {}
+    figures = {**_once_figures(once), **_loop_figures(loop)}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    source = files("winback").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        when=_when(rows),
+        command=command,
+        sizes=_sizes(rows),
+        tables=tables,
+        loop=loop_table(loop) if loop else None,
+        figures={name: Markup(drawing) for name, drawing in figures.items() if drawing},
+    )
+
+
+def uplift_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and body: a line per policy, best first, a column per family of worlds."""
+    families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
+    counts = {f: len({row["world_id"] for row in rows if row["family"] == f}) for f in families}
+    head = ["policy", *(f"{family} ({counts[family]})" for family in families)]
+    body = [
+        [policy, *(_uplift(rows, policy, family) for family in families)] for policy in ranked(rows)
+    ]
+    return head, body
+
+
+def shares_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and body: what a policy spends and wastes, and how true its statements are."""
+    head = ["policy", *(title for _, title, _, _ in SHARES)]
+    body = []
+    for policy in ranked(rows):
+        cells = [
+            _cell(_values(rows, policy, name), form, together) for name, _, form, together in SHARES
+        ]
+        body.append([policy, *cells])
+    return head, body
+
+
+def loop_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and body: the mean of the first and of the last five weeks, and their ratio."""
+    head = ["world", "first 5 weeks", "last 5 weeks", "ratio", "percent of the oracle's"]
+    body = []
+    for world in dict.fromkeys(row["world"] for row in rows):
+        own = sorted((row for row in rows if row["world"] == world), key=lambda row: row["week"])
+        early, late = own[:5], own[-5:]
+        before, after = _mean(early, "uplift"), _mean(late, "uplift")
+        ratio = f"{after / before:.2f}" if before > 0 else ""
+        shares = [f"{_mean(part, 'percent'):.0f}" for part in (early, late) if _known(part)]
+        body.append([world, f"{before:,.0f}", f"{after:,.0f}", ratio, " → ".join(shares)])
+    return head, body
+
+
+def ranked(rows: Sequence[Row]) -> list[str]:
+    """Policies by their median percent over all worlds, best first."""
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    return sorted(policies, key=lambda policy: -median(_values(rows, policy, "percent") or [0.0]))
+
+
+def _once_figures(rows: Sequence[Row]) -> dict[str, str | None]:
+    if not rows:
+        return {}
+    order = ranked(rows)
+    share = [{**row, "harm": 100 * row["harm"], "wasted": 100 * row["wasted"]} for row in rows]
+    draw = plots.by_policy_svg
+    return {
+        "uplift": draw(rows, order, "percent", "percent of the oracle's uplift", GOAL),
+        "spend": draw(rows, order, "spend_share", "true expected cost / budget", FULL),
+        "harm": draw(share, order, "harm", "percent of the coupons that harm", None),
+        "wasted": draw(
+            share, order, "wasted", "percent of those beyond help who get a coupon", None
+        ),
+        "stated_uplift": plots.stated_svg(rows, "stated_uplift", "uplift", "Long-run uplift"),
+        "stated_spend": plots.stated_svg(
+            [row for row in rows if row["stated_uplift"] is not None],
+            "stated_spend",
+            "spend",
+            "Coupon money",
+        ),
+    }
+
+
+def _loop_figures(rows: Sequence[Row]) -> dict[str, str | None]:
+    if not rows:
+        return {}
+    return {
+        "loop_uplift": plots.loop_svg(rows, "uplift", "true uplift, currency units"),
+        "loop_percent": plots.loop_svg(rows, "percent", "percent of the oracle's uplift"),
+    }
+
+
+def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    return [r for r in rows if r["week"] == 0], [r for r in rows if r["week"] > 0]
+
+
+def _values(rows: Sequence[Row], policy: str, name: str, family: str | None = None) -> list[float]:
+    return [
+        row[name]
+        for row in rows
+        if row["policy"] == policy
+        and row[name] is not None
+        and (family is None or row["family"] == family)
+    ]
+
+
+def _uplift(rows: Sequence[Row], policy: str, family: str) -> str:
+    """Percent of the oracle's; where it gains nothing, how many customers get a coupon."""
+    percent = _values(rows, policy, "percent", family)
+    given = _values(rows, policy, "given", family)
+    return _spread(percent) if percent or not given else f"{median(given):.1%} get one"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    middle = f"{median(values):.0f}"
+    return f"{middle} ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else middle
+
+
+def _cell(values: Sequence[float], form: str, together: Any) -> str:
+    return form.format(together(values)) if values else ""
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    values = [row[name] for row in rows if row[name] is not None]
+    return float(sum(values) / max(len(values), 1))
+
+
+def _known(rows: Sequence[Row]) -> bool:
+    return any(row["percent"] is not None for row in rows)
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _when(rows: Sequence[Row]) -> str:
+    latest: datetime = max(row["measured_at"] for row in rows)
+    return f"{latest.astimezone(timezone.utc):%Y-%m-%d}"
+
+
+def _sizes(rows: Sequence[Row]) -> str:
+    worlds = len({row["world_id"] for row in rows})
+    sizes = sorted({(row["customers"], row["weeks"]) for row in rows})
+    each = ", ".join(f"{customers:,} customers × {weeks} weeks" for customers, weeks in sizes)
+    versions = ", ".join(sorted({row["code_version"] for row in rows}))
+    return f"{worlds} worlds of {each}; code {versions}."
+
+
+def _as_csv(rows: Sequence[Row]) -> str:
+    text = StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

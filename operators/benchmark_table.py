@@ -1,0 +1,131 @@
+"""The table ``policy_benchmark``: one row per world and policy, kept from run to run."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from winback import __version__
+from winback.operators.benchmark_worlds import BenchmarkWorld
+from winback.operators.warehouse import ensure_output_tables, read_table, transaction
+
+FIGURES = (
+    *("uplift", "percent", "spend", "spend_share", "given", "harm", "wasted"),
+    *("stated_spend", "wanted_spend", "week_uplift", "stated_week_uplift", "stated_uplift"),
+    *("cost_slope", "week_slope", "uplift_slope", "purchase_slope"),
+)
+KEY = ("world_id", "policy", "week")
+COLUMNS = (
+    *KEY,
+    *("world", "family", "seed", "customers", "weeks", "config"),
+    *("budget", "oracle_uplift", *FIGURES, "seconds", "code_version"),
+)
+READ = """
+select * from {schema}.policy_benchmark
+where world_id = any({worlds})
+order by family, seed, week, policy
+"""
+DONE = """
+select policy from {schema}.policy_benchmark
+where world_id = {world_id} and week = {week} and code_version = {code_version}
+"""
+# What a rival's decision depends on; winback's depends on all code.
+RIVAL_CODE = (
+    "models/peers*.py",
+    "models/world*.py",
+    "models/allocation.py",
+    "dbt_project/**/*.sql",
+)
+ALL_CODE = ("models/*.py", "operators/*.py", "dbt_project/**/*.sql")
+
+
+def version_of(settings: Mapping[str, Any] | None) -> str:
+    """What a row's figures come from: the code, and for winback (not None) changed settings."""
+    if not settings:
+        return _code_version(is_rival=settings is None)
+    text = json.dumps(dict(settings), sort_keys=True, default=str)
+    return f"{_code_version(is_rival=False)}.{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+
+
+@cache
+def _code_version(is_rival: bool) -> str:
+    """The package's version and a hash of the files that a policy's figures depend on."""
+    root = Path(str(files("winback")))
+    digest = hashlib.sha256()
+    for pattern in RIVAL_CODE if is_rival else ALL_CODE:
+        for path in sorted(root.glob(pattern)):
+            digest.update(path.read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:8]}"
+
+
+def prepare(url: str, schema: str) -> None:
+    """Make the table where it is missing."""
+    ensure_output_tables(url, schema, f"{schema}_work")
+
+
+def policies_done(
+    url: str, schema: str, world: BenchmarkWorld, version: str, week: int = 0
+) -> set[str]:
+    """Policies that have a row of this world by this version of code and settings."""
+    names = {"schema": _identifier(schema), "world_id": world.world_id, "week": week}
+    names["code_version"] = version
+    return set(read_table(url, DONE, names)["policy"].to_pylist())
+
+
+def write_row(
+    url: str,
+    schema: str,
+    world: BenchmarkWorld,
+    policy: str,
+    figures: Mapping[str, Any],
+    *,
+    version: str,
+    week: int = 0,
+) -> dict[str, Any]:
+    """Put in one policy's figures, in place of older ones; return the row."""
+    row = {
+        **{"world_id": world.world_id, "policy": policy, "week": week},
+        **{"world": world.name, "family": world.family, "seed": world.seed},
+        **{"customers": world.customers, "weeks": world.weeks},
+        "config": json.dumps(asdict(world.config), sort_keys=True),
+        "code_version": version,
+        **figures,
+    }
+    with transaction(url) as connection:
+        connection.execute(_upsert(schema), row)
+    return row
+
+
+def read_rows(url: str, schema: str, worlds: Sequence[BenchmarkWorld]) -> list[dict[str, Any]]:
+    """All rows of some worlds, as mappings."""
+    names = {"schema": _identifier(schema), "worlds": [world.world_id for world in worlds]}
+    rows: list[dict[str, Any]] = read_table(url, READ, names).to_pylist()
+    return rows
+
+
+def _upsert(schema: str) -> Any:
+    from psycopg import sql
+
+    kept = [name for name in COLUMNS if name not in KEY]
+    return sql.SQL(
+        "insert into {table} ({columns}) values ({values}) on conflict ({key}) "
+        "do update set {changes}, measured_at = now()"
+    ).format(
+        table=sql.Identifier(schema, "policy_benchmark"),
+        columns=sql.SQL(", ").join(map(sql.Identifier, COLUMNS)),
+        values=sql.SQL(", ").join(map(sql.Placeholder, COLUMNS)),
+        key=sql.SQL(", ").join(map(sql.Identifier, KEY)),
+        changes=sql.SQL(", ").join(
+            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in kept
+        ),
+    )
+
+
+def _identifier(name: str) -> Any:
+    from psycopg import sql
+
+    return sql.Identifier(name)

@@ -1,0 +1,329 @@
+"""Step: have customers, scores and rewards shifted, and did the last forecasts come true?
+
+Histograms and deciles are made in the warehouse; what travels is a few dozen rows. Results go to
+``data_checks`` as suite ``drift``. They never stop a run: a shift is news, not a fault.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Context
+
+from winback.models.calibration import CalibrationBin
+from winback.models.drift import SHIFTED, ForecastCheck, Shift, check_forecast, compare
+from winback.models.settings import DEFAULT_STATE_BINS, Settings
+from winback.models.states import CATEGORY, StateSpace
+from winback.operators.base import WinbackOperator
+from winback.operators.check_data import write_checks
+from winback.operators.run import Run
+from winback.operators.validation import CheckResult
+from winback.operators.warehouse import read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+SUITE = "drift"
+# The same for everybody at a date: its distribution is one point, which moves with the calendar.
+SHARED_FEATURES = ("remaining_budget_pct",)
+P_ALIVE, P_PURCHASE, REWARD = "p_alive", "p_purchase", "reward"
+TENTHS = tuple(n / 10 for n in range(1, 10))
+CATEGORIES_KEPT = 20  # the largest; the many small ones together are one bin
+SCORE_DAYS = 28  # four weeks of published scores: every day of the week as often
+
+# The window that training reads: past grid dates whose outcome is known.
+CLOSED = "is_on_grid and snapshot_date + {decision_days} <= {as_of}::date"
+SNAPSHOTS = "customer_snapshots"
+FEATURE = f"""
+select
+    snapshot_date = {{as_of}}::date as is_now,
+    width_bucket({{column}}::double precision, {{edges}}::double precision[])::text as bin,
+    count(*)::bigint as customers
+from {{schema}}.customer_snapshots
+where snapshot_date = {{as_of}}::date or ({CLOSED})
+group by 1, 2
+"""
+CATEGORY_SHARES = f"""
+select
+    snapshot_date = {{as_of}}::date as is_now,
+    category as bin,
+    count(*)::bigint as customers
+from {{schema}}.customer_snapshots
+where snapshot_date = {{as_of}}::date or ({CLOSED})
+group by 1, 2
+"""
+REWARDS = f"""
+with closed as (
+    select reward, snapshot_date = max(snapshot_date) over () as is_now
+    from {{schema}}.customer_snapshots
+    where {CLOSED}
+),
+edges as (
+    select array(
+        select distinct unnest(
+            percentile_disc({{tenths}}::double precision[]) within group (order by reward)
+        )
+        from closed where not is_now
+        order by 1
+    ) as rewards
+)
+select
+    is_now,
+    coalesce('from ' || rewards[width_bucket(reward, rewards)], 'below') as bin,
+    count(*)::bigint as customers
+from closed cross join edges
+group by 1, 2
+"""
+SCORE = """
+with scores as (
+    select true as is_now, {column} as score from {work}.customer_scores
+    where as_of = {as_of}::date
+    union all
+    select false, {column} from {schema}.customer_scores
+    where as_of < {as_of}::date and as_of >= {as_of}::date - {score_days}
+)
+select
+    is_now,
+    width_bucket(score, {edges}::double precision[])::text as bin,
+    count(*)::bigint as customers
+from scores
+group by 1, 2
+"""
+LAST_DECISION = """
+select runs.as_of, max(decided.valid_to) as valid_to
+from {schema}.runs as runs
+inner join {schema}.recommendations as decided using (as_of, run_id)
+where runs.status = 'published' and runs.as_of = (
+    select max(closed.as_of) from {schema}.runs as closed
+    where closed.status = 'published' and exists (
+        select 1 from {schema}.recommendations as ended
+        where ended.as_of = closed.as_of and ended.run_id = closed.run_id
+            and ended.valid_to <= {as_of}::date
+    )
+)
+group by runs.as_of
+"""
+# Of whom something was forecast: with consent and a purchase, like the reports.
+DECILES = """
+with outcomes as (
+    select
+        customer_id,
+        sum(purchases) as purchases,
+        sum(margin - coupon_cost - contact_cost) as profit,
+        sum(coupon_cost) as coupon_cost
+    from {staging}.int_customer_days
+    where event_day >= {decided_on}::date and event_day < {valid_to}::date
+    group by customer_id
+),
+pairs as (
+    select
+        {forecast} as predicted,
+        coalesce({outcome}, 0)::double precision as actual,
+        ntile(10) over (order by {forecast}, customer_id) as bin
+    from {schema}.recommendations as decided
+    left join outcomes using (customer_id)
+    where as_of = {decided_on}::date and {among}
+        and coalesce(suppression_reason, '') not in ('no_consent', 'no_purchase_yet')
+)
+select
+    bin,
+    count(*)::bigint as rows,
+    avg(predicted) as predicted,
+    avg(actual) as actual,
+    coalesce(stddev_samp(actual - predicted), 0) / sqrt(count(*)) as standard_error
+from pairs
+group by bin
+order by bin
+"""
+FORECASTS = {  # forecast: what came, and of whom it says something
+    "p_purchase": ("(purchases > 0)::int", "true"),
+    "expected_profit": ("profit", "true"),
+    "expected_cost": ("coupon_cost", "coupon_id <> 'none'"),
+}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is compared: the query of its histograms, and the bins' edges where they are given."""
+
+    name: str
+    table: str
+    query: str
+    edges: tuple[float, ...] = ()
+
+    def in_words(self, label: str | None) -> str:
+        """One of its bins in words."""
+        if label is None or not self.edges:
+            return f"{self.name} {label or 'unknown'}"
+        ends = ("-inf", *(f"{edge:.15g}" for edge in self.edges), "inf")
+        low, high = ends[int(label)], ends[int(label) + 1]
+        return StateSpace({self.name: self.edges}).describe(f"{self.name}=[{low},{high})")
+
+
+class CheckDriftOperator(WinbackOperator):
+    """Compare features, scores and rewards with the training window, last forecasts with outcomes.
+
+    Writes ``data_checks`` (suite ``drift``, severity ``warning``) and never fails over a shift.
+    Needs the features and this run's scores.
+    """
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        return check_drift(self.current_run())
+
+
+def check_drift(run: Run) -> dict[str, Any]:
+    """Check, record and return the figures for the run's metrics.
+
+    Returns:
+        ``quantities`` and ``forecasts`` (mappings of the fields of Shift and ForecastCheck, the
+        former with the bin ``in_words``), ``decided_on`` (date of the forecasts, None before a
+        window is over), ``shifted`` (count) and ``in_words``.
+    """
+    shifts = [_shift(run, quantity) for quantity in _quantities(run.settings)]
+    decided_on, forecasts = _check_forecasts(run)
+    schema = run.settings.schema_name
+    results = [_shift_result(schema, *found) for found in shifts]
+    results += [_forecast_result(schema, decided_on, check) for check in forecasts]
+    write_checks(run.url, schema, run.run_id, date.fromisoformat(run.as_of), results)
+    failed = [result for result in results if not result.success]
+    for result in failed:
+        logger.warning("%s", result.description)
+    return {
+        "quantities": [{**shift.to_dict(), "in_words": words} for _, shift, words in shifts],
+        "forecasts": [check.to_dict() for check in forecasts],
+        "decided_on": decided_on,
+        "shifted": len(failed),
+        "in_words": _summary(results, failed),
+    }
+
+
+def _quantities(settings: Settings) -> list[Quantity]:
+    bins = settings.state_bins
+    features = [name for name in bins if name not in (*SHARED_FEATURES, P_ALIVE)]
+    alive = bins.get(P_ALIVE, DEFAULT_STATE_BINS[P_ALIVE])
+    return [
+        *(Quantity(name, SNAPSHOTS, FEATURE, tuple(bins[name])) for name in features),
+        Quantity(CATEGORY, SNAPSHOTS, CATEGORY_SHARES),
+        Quantity(P_ALIVE, "customer_scores", SCORE, tuple(alive)),
+        Quantity(P_PURCHASE, "customer_scores", SCORE, TENTHS),
+        Quantity(REWARD, SNAPSHOTS, REWARDS),
+    ]
+
+
+def _shift(run: Run, quantity: Quantity) -> tuple[Quantity, Shift, str]:
+    """A quantity, how it is judged, and the bin that changed most in words."""
+    from psycopg import sql
+
+    names = {
+        **run.names,
+        "column": sql.Identifier(quantity.name),
+        "edges": list(quantity.edges),
+        "tenths": list(TENTHS),
+        "decision_days": run.settings.decision_days,
+        "score_days": SCORE_DAYS,
+    }
+    labels, reference, current = _histograms(read_table(run.url, quantity.query, names))
+    shift = compare(quantity.name, reference, current)
+    return quantity, shift, "" if shift.bin is None else quantity.in_words(labels[shift.bin])
+
+
+def _histograms(rows: "pa.Table") -> tuple[list[str | None], list[int], list[int]]:
+    """Labels of the bins and their rows before and now; rare bins are put together."""
+    counts: dict[str | None, list[int]] = {}
+    for row in rows.to_pylist():
+        counts.setdefault(row["bin"], [0, 0])[row["is_now"]] = row["customers"]
+    ranked = sorted(counts, key=lambda label: (-counts[label][0], -counts[label][1], label or ""))
+    kept, rare = ranked[:CATEGORIES_KEPT], ranked[CATEGORIES_KEPT:]
+    table = [counts[label] for label in kept]
+    if rare:
+        kept = [*kept, "other"]
+        table.append([sum(counts[label][window] for label in rare) for window in (0, 1)])
+    return kept, [before for before, _ in table], [now for _, now in table]
+
+
+def _check_forecasts(run: Run) -> tuple[str | None, list[ForecastCheck]]:
+    """Forecasts of the newest published decision whose window is over, if there is one."""
+    newest = read_table(run.url, LAST_DECISION, run.names).to_pylist()
+    if not newest:
+        return None, []
+    window = {"decided_on": str(newest[0]["as_of"]), "valid_to": str(newest[0]["valid_to"])}
+    return window["decided_on"], [
+        check_forecast(name, _deciles(run, name, window)) for name in FORECASTS
+    ]
+
+
+def _deciles(run: Run, forecast: str, window: Mapping[str, str]) -> list[CalibrationBin]:
+    from psycopg import sql
+
+    outcome, among = FORECASTS[forecast]
+    names = {
+        **run.names,
+        **window,
+        "forecast": sql.Identifier(forecast),
+        "outcome": sql.SQL(outcome),
+        "among": sql.SQL(among),
+    }
+    return [CalibrationBin(**row) for row in read_table(run.url, DECILES, names).to_pylist()]
+
+
+def _shift_result(schema: str, quantity: Quantity, shift: Shift, in_words: str) -> CheckResult:
+    is_score = quantity.table == "customer_scores"
+    before = f"{SCORE_DAYS} days before" if is_score else "training window"
+    expected = f"{shift.name} is spread as in the {before} (PSI at most {SHIFTED})."
+    if shift.psi is None or shift.current_share is None or shift.reference_share is None:
+        came = f"too few rows to judge: {shift.current_rows:,} now, {shift.reference_rows:,} before"
+    else:
+        came = (
+            f"PSI {shift.psi:.2f}, {shift.verdict}; changed most: {in_words}, "
+            f"{shift.current_share:.0%} now, {shift.reference_share:.0%} before"
+        )
+    advice = "Look for missing or late source rows first; else the customers have changed."
+    place = (f"{schema}.{quantity.table}", "population_stability_index")
+    return _result(place, shift.name, shift.verdict, expected, came, advice)
+
+
+def _forecast_result(schema: str, decided_on: str | None, check: ForecastCheck) -> CheckResult:
+    expected = f"What {check.name} of {decided_on} forecast has come, to a fifth (mean and slope)."
+    if check.verdict == "too few rows":
+        came = f"too few rows to judge: {check.rows:,}"
+    else:
+        came = f"{check.predicted:.3g} forecast per customer, {check.actual:.3g} came"
+        came += (
+            "" if check.slope is None else f", slope {check.slope:.2f} ± {check.slope_error:.2f}"
+        )
+    advice = "See forecast_vs_actual by coupon; a holiday explains one window, not several."
+    place = (f"{schema}.recommendations", "forecast_comes_true")
+    return _result(place, check.name, check.verdict, expected, came, advice)
+
+
+def _result(
+    place: tuple[str, str], column: str, verdict: str, expected: str, came: str, advice: str
+) -> CheckResult:
+    success = verdict != "shifted"
+    return CheckResult(
+        suite=SUITE,
+        expectation=place[1],
+        table=place[0],
+        column=column,
+        severity="info" if verdict == "too few rows" else "warning",
+        success=success,
+        unexpected_count=None,
+        unexpected_percent=None,
+        sample=(),
+        came=came,
+        description=f"{expected} Came: {came}.{'' if success else ' ' + advice}",
+    )
+
+
+def _summary(results: Sequence[CheckResult], failed: Sequence[CheckResult]) -> str:
+    judged = [result for result in results if result.severity != "info"]
+    if not judged:
+        return "There are too few customers or past decisions to tell whether anything has shifted."
+    if not failed:
+        return f"Nothing has shifted much: {len(judged)} comparisons are within their limits."
+    names = ", ".join(str(result.column) for result in failed)
+    return f"{len(failed)} of {len(judged)} comparisons have shifted: {names}."

@@ -1,0 +1,216 @@
+"""Step: is the new plan better than what is published, and than no coupons? Estimates and gate."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from airflow.sdk import Context
+
+from winback.models.errors import NotFittedError
+from winback.models.gate import FIRST, Verdict, judge
+from winback.models.off_policy import DOUBLY_ROBUST, Estimate
+from winback.models.settings import Settings
+from winback.operators.artifacts import GATE, PLAN, RESPONSE_MODEL, Artifacts
+from winback.operators.base import WinbackOperator
+from winback.operators.fit_response import fill_propensities, read_response
+from winback.operators.panel import read_panel
+from winback.operators.run import Run
+from winback.operators.snapshots import Catalogue, read_catalogue
+from winback.operators.warehouse import read_table, transaction
+
+if TYPE_CHECKING:
+    from winback.models.policy_value import Evaluation, Plan, Rules
+
+LAST_PUBLISHED = """
+select as_of::text as as_of, run_id, metrics ->> 'settings' as settings
+from {schema}.runs
+where status = 'published' and as_of <= {as_of} and run_id <> {run_id}
+order by as_of desc, finished_at desc
+limit 1
+"""
+GREEDY = """
+select count(*) as customers from {work}.recommendations
+where as_of = {as_of} and run_id = {run_id} and coupon_id <> 'none' and not is_exploration
+"""
+FORGET = "delete from {schema}.policy_evaluations where run_id = {run_id}"
+RECORD = """
+insert into {schema}.policy_evaluations (
+    as_of, run_id, policy, estimator, value, lower, upper, effective_sample_size, max_weight
+)
+values (
+    {as_of}, {run_id}, {policy}, {estimator}, {value}, {lower}, {upper}, {effective_sample_size},
+    {max_weight}
+)
+"""
+RECORDED = ("value", "lower", "upper", "effective_sample_size", "max_weight")
+EMPTY = "the log holds no decision with a choice whose outcome and follow-up are known"
+NOTHING = Estimate(nan, nan, nan, 0.0, 0.0, EMPTY)
+CHOOSING = ("gamma", "use_planning", "pessimism", "min_visits", "allowed_coupons")
+GRID_START = date(1970, 1, 5)  # period 0 of the decision grid
+
+
+class EvaluatePolicyOperator(WinbackOperator):
+    """Write ``policy_evaluations`` and the gate's verdict, which the publishing goes by."""
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        return evaluate(self.current_run())
+
+
+@dataclass(frozen=True)
+class _Champion:
+    """The last published run's plan, or a sentence on why there is none to compare with."""
+
+    plan: "Plan | None"
+    name: str | None = None
+    why_not: str = FIRST
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Value this run's plan on the log against the last published one's and against none.
+
+    Returns:
+        The verdict, its reason and the figures, for the run's metrics.
+
+    Raises:
+        NotFittedError: the response model has not been fitted in this run, or nothing planned.
+    """
+    from winback.models.policy_value import Plan
+    from winback.models.policy_value import evaluate as evaluate_policies
+
+    catalogue, settings = read_catalogue(run), run.settings
+    read = read_panel(run, catalogue, ("avg_order_value", "monetary_value"))
+    panel, _ = fill_propensities(read, len(catalogue.coupon_ids), settings.seed)
+    champion = _read_champion(run, catalogue)
+    found = evaluate_policies(
+        panel,
+        Plan(read_response(run), _rules(settings, catalogue, run.artifacts)),
+        champion.plan,
+        periods=settings.evaluation_periods,
+        classes=settings.response_classes,
+        seed=settings.seed,
+    )
+    verdict = _judge(run, found, champion)
+    _record(run, found)
+    figures = _figures(found, verdict, champion)
+    run.artifacts.write_json(GATE, figures)
+    return figures
+
+
+def _rules(settings: Settings, catalogue: Catalogue, artifacts: Artifacts) -> "Rules":
+    from winback.models.policy_value import Rules
+
+    allowed = settings.allowed_coupons or catalogue.coupon_ids
+    return Rules(
+        face_values=np.array(catalogue.face_values),
+        contact_cost=np.array(catalogue.contact_costs),
+        offered=np.isin(catalogue.coupon_ids, allowed),
+        gamma=settings.gamma if settings.use_planning else 0.0,
+        price=float(artifacts.read_json(PLAN)["long_run_price"]),
+        pessimism=settings.pessimism,
+        min_visits=settings.min_visits,
+    )
+
+
+def _read_champion(run: Run, catalogue: Catalogue) -> _Champion:
+    """The plan that readers have now. Its model lies with its run's artifacts."""
+    from winback.models.policy_value import Plan
+    from winback.models.response import ResponseModel
+
+    rows = read_table(run.url, LAST_PUBLISHED, run.names).to_pylist()
+    if not rows:
+        return _Champion(None)
+    last = rows[0]
+    name = f"run {last['run_id']} of {last['as_of']}"
+    try:
+        folder = Artifacts(run.settings.artifacts_uri, last["as_of"], last["run_id"])
+        response = ResponseModel.from_arrays(folder.read_arrays(RESPONSE_MODEL))
+        rules = _rules(_settings_of(run, last["settings"]), catalogue, folder)
+    except NotFittedError:
+        return _Champion(None, name, f"The model of the current policy ({name}) is gone.")
+    if not np.array_equal(response.face_values, catalogue.face_values):
+        return _Champion(
+            None, name, f"The catalogue has changed since the current policy ({name})."
+        )
+    days = run.settings.decision_days
+    until = (date.fromisoformat(last["as_of"]) - GRID_START).days // days
+    return _Champion(Plan(response, rules, until), name)
+
+
+def _settings_of(run: Run, recorded: str | None) -> Settings:
+    """This run's settings, with those of an earlier run in what its coupons went by."""
+    chosen = json.loads(recorded or "{}")
+    return run.settings.model_copy(
+        update={name: chosen[name] for name in CHOOSING if name in chosen}
+    )
+
+
+def _judge(run: Run, found: "Evaluation | None", champion: _Champion) -> Verdict:
+    settings = run.settings
+    greedy = read_table(run.url, GREEDY, run.names)["customers"][0].as_py()
+    versus_champion = NOTHING if champion.plan else None
+    return judge(
+        found.versus_champion if found else versus_champion,
+        found.versus_none if found else None,
+        settings.gate_tolerance * max(found.profit_without, 0.0) if found else 0.0,
+        only_exploration=greedy == 0,
+        override=settings.override_gate,
+        without_champion=champion.why_not,
+    )
+
+
+def _record(run: Run, found: "Evaluation | None") -> None:
+    from psycopg import sql
+
+    with transaction(run.url) as connection:
+        connection.execute(sql.SQL(FORGET).format(**_quoted(run.names)))
+        for policy, estimates in (found.estimates if found else {}).items():
+            for estimator, one in estimates.items():
+                values = {name: _number(getattr(one, name)) for name in RECORDED}
+                named = {**run.names, "policy": policy, "estimator": estimator, **values}
+                connection.execute(sql.SQL(RECORD).format(**_quoted(named)))
+
+
+def _quoted(names: Mapping[str, Any]) -> dict[str, Any]:
+    from psycopg import sql
+
+    return {
+        name: value if isinstance(value, sql.Composable) else sql.Literal(value)
+        for name, value in names.items()
+    }
+
+
+def _figures(found: "Evaluation | None", verdict: Verdict, champion: _Champion) -> dict[str, Any]:
+    """JSON-able: the verdict, and each policy by its best estimator."""
+    figures = {**asdict(verdict), "champion": champion.name}
+    if found is None:
+        return {**figures, "decisions": 0, "policies": {}}
+    policies = {
+        policy: {
+            "given": found.given[policy],
+            **_one(estimates.get(DOUBLY_ROBUST) or next(iter(estimates.values()))),
+        }
+        for policy, estimates in found.estimates.items()
+    }
+    return {
+        **figures,
+        "decisions": found.decisions,
+        "customers": found.customers,
+        "profit_without": found.profit_without,
+        "claimed_uplift": found.claimed,
+        "policies": policies,
+    }
+
+
+def _one(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "alarm": estimate.alarm,
+        **{name: _number(getattr(estimate, name)) for name in RECORDED},
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if isfinite(value) else None

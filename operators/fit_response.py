@@ -1,0 +1,251 @@
+"""Step: learn how hidden classes of customers respond to coupons, from the whole log."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from airflow.sdk import Context
+
+from winback.models.situations import COUPONS, PURCHASES, Panel
+from winback.models.survival import SurvivalFit
+from winback.operators.artifacts import (
+    OVERLAP,
+    PROFIT_MODEL,
+    PROFIT_WEIGHTS,
+    RESPONSE_MODEL,
+    RESPONSE_STACK,
+    SURVIVAL,
+)
+from winback.operators.base import WinbackOperator
+from winback.operators.panel import PanelRows, read_panel
+from winback.operators.run import Run
+from winback.operators.snapshots import (
+    PROFIT_FEATURES,
+    features,
+    p_purchase,
+    read_catalogue,
+    sequences,
+)
+from winback.operators.warehouse import read_table
+
+if TYPE_CHECKING:
+    from winback.models.profit import ProfitModel
+    from winback.models.response import ResponseModel
+    from winback.models.stacking import Stack
+
+MOST_OFTEN = 20.0  # a window never counts for more than this many
+STACK_ROWS = 20_000  # windows that the two forecasts are mixed on: a weight is known to a few %
+# The latest windows without a coupon, a share of them by hash.
+LATEST = """
+select
+    customer_id,
+    ((snapshot_date - date '1970-01-05') / {decision_days})::bigint as period,
+    order_placed, order_profit, category_sequence, {columns}
+from {schema}.customer_snapshots
+where
+    is_on_grid and snapshot_date + {decision_days} <= {as_of} and coupon_id = 'none'
+    and snapshot_date + {decision_days} * ({periods} + 1) > {as_of}
+order by hashtextextended(customer_id || snapshot_date, {seed}), customer_id, snapshot_date
+limit {rows}
+"""
+
+
+class FitResponseOperator(WinbackOperator):
+    """Fit the response model on every closed decision; parameters become an artifact."""
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        return fit(self.current_run())
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Estimate missing propensities, fit the classes, and mix in the profit model's forecast.
+
+    Returns:
+        How the fit ended, the overlap of the log and the weights of the mixture, for the metrics.
+
+    Raises:
+        DataError: no past window has a purchase.
+        NotFittedError: the profit model has not been trained in this run.
+    """
+    from winback.models.response_fit import fit_response
+
+    catalogue, settings = read_catalogue(run), run.settings
+    read = read_panel(run, catalogue, ("avg_order_value", "monetary_value"))
+    panel, overlap = fill_propensities(read, len(catalogue.coupon_ids), settings.seed)
+    fitted = fit_response(
+        _sample(panel, settings.max_response_customers, settings.seed),
+        np.array(catalogue.face_values),
+        classes=settings.response_classes,
+        seed=settings.seed,
+    )
+    run.artifacts.write_arrays(RESPONSE_MODEL, fitted.model.to_arrays())
+    run.artifacts.write_json(OVERLAP, overlap)
+    figures = {
+        "classes": fitted.model.classes,
+        "shares": fitted.model.share.round(4).tolist(),
+        "log_likelihood": fitted.log_likelihood,
+        "iterations": fitted.iterations,
+        "largest_weight": fitted.largest_weight,
+        "effective_share_of_offers": fitted.effective_share,
+        "overlap": overlap,
+    }
+    if settings.use_transformer:
+        stack = _stack(run, replace(read, panel=panel), fitted.model)
+        run.artifacts.write_json(
+            RESPONSE_STACK, {"purchase": list(stack.purchase), "margin": list(stack.margin)}
+        )
+        figures["stack"] = {"purchase": list(stack.purchase), "margin": list(stack.margin)}
+    return figures
+
+
+def fill_propensities(read: PanelRows, coupons: int, seed: int) -> tuple[Panel, dict[str, Any]]:
+    """The panel with propensities estimated where the log has none, and what overlap it has.
+
+    ``readable`` in the report says of each coupon whether the log can tell what it does.
+    """
+    from winback.models.propensity import (
+        estimate_propensities,
+        fill_logged,
+        overlap,
+        overlap_of_logged,
+    )
+
+    panel, closed = read.panel, read.panel.closed
+    coupon, logged = panel.coupon[closed], panel.propensity[closed]
+    logged_share = float(np.isfinite(logged).mean())
+    if not (coupon > 0).any() or panel.customers < 2:
+        nothing = {"verdict": "No offers in the log yet.", "readable": [True] * coupons}
+        return panel, {"logged_share": logged_share, **nothing}
+    propensity = panel.propensity.copy()
+    if logged_share < 1:
+        looks = _looks(read)[closed]
+        chances = estimate_propensities(looks, coupon, panel.customer[closed], coupons, seed=seed)
+        propensity[closed] = fill_logged(logged, chances, coupon)
+        found = overlap(chances, coupon)
+    else:
+        found = overlap_of_logged(logged, coupon, coupons)
+    report = {
+        "logged_share": logged_share,
+        "verdict": found.verdict,
+        "readable": [bool(one.is_readable) for one in found.coupons],
+    }
+    return replace(panel, propensity=propensity), report
+
+
+def read_response(run: Run) -> "ResponseModel":
+    """The fitted model of this run.
+
+    Raises:
+        NotFittedError: it has not been fitted.
+    """
+    from winback.models.response import ResponseModel
+
+    return ResponseModel.from_arrays(run.artifacts.read_arrays(RESPONSE_MODEL))
+
+
+def readable_coupons(run: Run) -> Any:
+    """(A,) whether the log can tell what a coupon does.
+
+    Raises:
+        NotFittedError: the response model has not been fitted in this run.
+    """
+    return np.array(run.artifacts.read_json(OVERLAP)["readable"], dtype=np.bool_)
+
+
+def _looks(read: PanelRows) -> Any:
+    """(m, F) what an offer may have gone by."""
+    panel = read.panel
+    since_first = np.arange(len(panel.period)) - np.repeat(panel.first[:-1], np.diff(panel.first))
+    place = panel.situation // COUPONS
+    named = ("frequency", "avg_order_value", "monetary_value", "coupons_received")
+    columns = [read.rows[name].to_numpy().astype(np.float64) for name in named]
+    return np.column_stack(
+        [place // PURCHASES, place % PURCHASES, panel.situation % COUPONS, since_first, *columns]
+    )
+
+
+def _sample(panel: Panel, customers: int, seed: int) -> Panel:
+    if panel.customers <= customers:
+        return panel
+    chosen = np.random.default_rng(seed).choice(panel.customers, customers, replace=False)
+    return panel.take(np.sort(chosen))
+
+
+def _stack(run: Run, read: PanelRows, response: "ResponseModel") -> "Stack":
+    """Weights of the two forecasts on the latest windows."""
+    from winback.models.response import respond
+    from winback.models.response_fit import RECENT_PERIODS, beliefs
+    from winback.models.stacking import fit_stack
+
+    rows = _latest(run, RECENT_PERIODS)
+    place = _find(read, rows)
+    said = respond(response, beliefs(response, read.panel)[place], read.panel.situation[place])
+    purchase, margin = forecast_without_coupon(run, read_profit_model(run), rows)
+    chance = said.purchase[:, 0]
+    return fit_stack(
+        chance,
+        purchase,
+        rows["order_placed"].to_numpy(),
+        _inverse(read.panel.propensity[place]),
+        said.margin[:, 0] / np.maximum(chance, 1e-9),
+        margin,
+        rows["order_profit"].to_numpy(),
+    )
+
+
+def _inverse(propensity: Any) -> Any:
+    """(n,) 1 / propensity, so that windows without a coupon speak for all customers."""
+    known = np.where(np.isfinite(propensity), propensity, 1.0)
+    return np.minimum(1 / np.maximum(known, 1e-6), MOST_OFTEN)
+
+
+def forecast_without_coupon(run: Run, model: "ProfitModel", rows: Any) -> tuple[Any, Any]:
+    """(n,) each: the profit model's chance of a purchase without a coupon, and its margin."""
+    if rows.num_rows == 0:
+        return np.zeros(0), np.zeros(0)
+    if "p_purchase" in rows.column_names:
+        known = rows["p_purchase"].to_numpy()
+    else:
+        fit = SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
+        known = p_purchase(rows, fit, run.settings)
+    seen = model.forecast(sequences(rows), features(rows), known)
+    chance = np.clip(seen.purchase[:, 0], 1e-6, 1 - 1e-6)
+    return chance, seen.margin[:, 0] / chance
+
+
+def read_profit_model(run: Run) -> "ProfitModel":
+    """The profit model of this run.
+
+    Raises:
+        NotFittedError: it has not been trained.
+    """
+    from winback.models.profit import ProfitModel
+
+    return ProfitModel.from_parts(
+        run.artifacts.read_tensors(PROFIT_WEIGHTS), run.artifacts.read_json(PROFIT_MODEL)
+    )
+
+
+def _latest(run: Run, periods: int) -> Any:
+    from psycopg import sql
+
+    names = {
+        **run.names,
+        "columns": sql.SQL(", ").join(map(sql.Identifier, PROFIT_FEATURES)),
+        "decision_days": run.settings.decision_days,
+        "periods": periods,
+        "seed": run.settings.seed,
+        "rows": STACK_ROWS,
+    }
+    return read_table(run.url, LATEST, names)
+
+
+def _find(read: PanelRows, rows: Any) -> Any:
+    """(n,) the panel's row of each snapshot."""
+    panel = read.panel
+    ids = rows["customer_id"].to_pylist()
+    customer = np.searchsorted(read.customer_id, np.array(ids, dtype=object))
+    span = int(panel.period.max(initial=0)) + 1
+    return np.searchsorted(
+        panel.customer * span + panel.period, customer * span + rows["period"].to_numpy()
+    )

@@ -1,0 +1,98 @@
+"""Reading the log as a panel: every customer's decisions in order, and the one at hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from winback.models.situations import Panel, situations
+from winback.operators.run import Run
+from winback.operators.snapshots import HISTORY, P_ALIVE, Catalogue
+from winback.operators.warehouse import read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Off the grid, the decision at hand follows no window: its period is one too many.
+DECISIONS = """
+select
+    customer_id,
+    (
+        (snapshot_date - date '1970-01-05') / {decision_days}
+        + case when is_on_grid then 0 else 1 end
+    )::bigint as period,
+    coalesce(snapshot_date + {decision_days} <= {as_of} and reward is not null, false) as is_closed,
+    days_since_last_purchase,
+    coalesce(coupon_id, 'none') as coupon_id,
+    propensity,
+    coalesce(order_placed, false) as order_placed,
+    coalesce(order_profit, 0)::double precision as order_profit,
+    coalesce(coupon_cost, 0)::double precision as coupon_cost,
+    {columns}
+from {schema}.customer_snapshots
+where
+    snapshot_date = {as_of}
+    or (is_on_grid and snapshot_date + {decision_days} <= {as_of})
+"""
+
+
+@dataclass(frozen=True)
+class PanelRows:
+    """A panel with the names of its customers, and the table that it was read from.
+
+    ``rows`` is in the panel's order; ``customer_id`` is (n,); ``at_hand`` (n',) are the rows of
+    the decision date.
+    """
+
+    panel: Panel
+    customer_id: Any
+    rows: "pa.Table"
+    at_hand: Any
+
+
+def read_panel(run: Run, catalogue: Catalogue, columns: Sequence[str] = ()) -> PanelRows:
+    """Read all closed decisions and the decision date's rows, with further snapshot columns."""
+    from psycopg import sql
+
+    days = run.settings.decision_days
+    wanted = dict.fromkeys((*HISTORY, "coupons_received", *(c for c in columns if c != P_ALIVE)))
+    wanted.pop("days_since_last_purchase", None)
+    names = {
+        **run.names,
+        "decision_days": days,
+        "columns": sql.SQL(", ").join(map(sql.Identifier, wanted)),
+    }
+    rows = read_table(run.url, DECISIONS, names).combine_chunks()
+    encoded = rows["customer_id"].combine_chunks().dictionary_encode()
+    ids = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    rank = np.empty(len(ids), np.int64)
+    rank[np.argsort(ids)] = np.arange(len(ids))
+    customer = rank[encoded.indices.to_numpy()]
+    order = np.lexsort((rows["period"].to_numpy(), customer))
+    rows = rows.take(order)
+    first = np.append(0, np.cumsum(np.bincount(customer, minlength=len(ids)))).astype(np.int64)
+    closed = rows["is_closed"].to_numpy()
+    return PanelRows(
+        panel=_panel(rows, first, closed, catalogue, days),
+        customer_id=np.sort(ids),
+        rows=rows,
+        at_hand=np.flatnonzero(~closed),
+    )
+
+
+def _panel(rows: "pa.Table", first: Any, closed: Any, catalogue: Catalogue, days: int) -> Panel:
+    recency = np.maximum(rows["days_since_last_purchase"].to_numpy() - 1, 0) // days
+    purchase_days = rows["frequency"].to_numpy().astype(np.int64) + 1
+    coupons = rows["coupons_received"].to_numpy().astype(np.int64)
+    return Panel(
+        first=first,
+        period=rows["period"].to_numpy(),
+        situation=situations(first, recency, purchase_days, coupons),
+        coupon=catalogue.index_of(rows["coupon_id"]),
+        purchased=rows["order_placed"].to_numpy(),
+        margin=rows["order_profit"].to_numpy(),
+        cost=rows["coupon_cost"].to_numpy(),
+        propensity=rows["propensity"].to_numpy(zero_copy_only=False).astype(np.float64),
+        closed=closed,
+    )

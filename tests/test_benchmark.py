@@ -1,0 +1,211 @@
+"""A small benchmark through the source tables, dbt and the steps of the daily run."""
+
+import csv
+import os
+from datetime import date
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import psycopg
+import pytest
+
+from winback.__main__ import main
+from winback.models.errors import DataError, NotFittedError, SettingsError
+from winback.operators.benchmark import BenchmarkOptions, run_world, run_worlds
+from winback.operators.benchmark_loop import run_loop
+from winback.operators.benchmark_report import markdown, write_report
+from winback.operators.benchmark_steps import (
+    BenchmarkReportOperator,
+    ListWorldsOperator,
+    RunWorldOperator,
+)
+from winback.operators.benchmark_table import read_rows
+from winback.operators.benchmark_worlds import FAMILIES, BenchmarkWorld, choose_worlds
+
+CUSTOMERS, WEEKS = 400, 12
+POLICIES = ("oracle", "none", "random", "S-learner", "winback", "winback without pessimism")
+FAST = {"epochs": "1"}  # as the command line gives it
+
+
+@pytest.fixture(scope="module")
+def worlds() -> list[BenchmarkWorld]:
+    return choose_worlds(2, CUSTOMERS, WEEKS, ("plain", "null"))
+
+
+@pytest.fixture(scope="module")
+def options(warehouse_url) -> BenchmarkOptions:
+    return BenchmarkOptions(warehouse_url, policies=POLICIES, settings=FAST)
+
+
+@pytest.fixture(scope="module")
+def said(worlds, options) -> list[str]:
+    """What a person who waits was told; both worlds have been run."""
+    lines: list[str] = []
+    run_worlds(worlds, options, lines.append)
+    return lines
+
+
+@pytest.fixture(scope="module")
+def rows(said, worlds, options) -> list[dict]:
+    return read_rows(options.url, options.schema, worlds)
+
+
+def test_every_policy_has_a_row_per_world(rows, worlds):
+    found = {(row["world"], row["policy"]) for row in rows}
+    assert found == {(world.name, policy) for world in worlds for policy in POLICIES}
+    assert len(rows) == len(found)
+    assert {row["customers"] for row in rows} == {CUSTOMERS}
+
+
+def test_the_oracle_is_100_and_nothing_is_0(rows):
+    """Oracle: the definition of the score; in the null world nothing can be gained."""
+    plain = {row["policy"]: row for row in rows if row["family"] == "plain"}
+    assert plain["oracle"]["percent"] == pytest.approx(100)
+    assert plain["none"]["percent"] == plain["none"]["spend"] == 0
+    assert all(row["percent"] <= 100.001 for row in plain.values())
+    null = {row["policy"]: row for row in rows if row["family"] == "null"}
+    assert null["oracle"]["given"] == 0
+    assert {row["percent"] for row in null.values()} == {None}
+    assert null["random"]["uplift"] < 0
+    assert null["random"]["budget"] > 0
+
+
+def test_winback_keeps_to_the_budget_it_states(rows):
+    """Oracle: the stated cost of its coupons is at most the budget, by its own reckoning."""
+    for row in rows:
+        if row["policy"].startswith("winback"):
+            assert row["stated_spend"] <= row["budget"] + 1e-6
+            assert row["purchase_slope"] is not None
+
+
+def test_a_person_who_waits_hears_of_every_policy(said):
+    for policy in POLICIES:
+        assert any(line.startswith(f"plain 0: {policy} ") for line in said)
+    assert said[-1].startswith("2 of 2 worlds")
+
+
+def test_worlds_that_the_table_has_are_not_run_again(rows, worlds, options):
+    lines: list[str] = []
+    assert run_world(worlds[0], options, lines.append) == []
+    assert lines == ["plain 0: in the table already"]
+    assert read_rows(options.url, options.schema, worlds) == rows
+
+
+def test_a_world_that_fails_does_not_hide_the_others(worlds, options):
+    lines: list[str] = []
+
+    def run(world, options, say):
+        if world.family == "plain":
+            raise DataError("no orders")
+        say("ran")
+
+    assert run_worlds(worlds, options, lines.append, run) == ["plain 0"]
+    assert lines[0] == "plain 0: failed. no orders"
+    assert "ran" in lines
+
+
+def test_nothing_is_left_of_the_worlds_own_tables(rows, options):
+    query = "select nspname from pg_namespace where nspname like '%benchmark%'"
+    with psycopg.connect(options.url) as connection:
+        assert connection.execute(query).fetchall() == []
+
+
+def test_the_report_has_a_line_per_policy(rows, tmp_path):
+    places = write_report(rows, tmp_path / "new", "winback benchmark -o DIR")
+    text = (tmp_path / "new" / "benchmark.md").read_text()
+    assert text.startswith(f"{date.today()}: `winback benchmark -o DIR`. 2 worlds of 400 customers")
+    assert text.count("| oracle | ") == 2
+    assert "| oracle | 100 | 0.0% get one |" in text
+    assert "| none | 0 | 0.0% get one |" in text
+    page = (tmp_path / "new" / "benchmark.html").read_text()
+    assert page.count("<svg") == 6
+    assert all(policy in page for policy in POLICIES)
+    assert "http" not in page.replace("http-equiv", "")
+    with open(places["benchmark.csv"], newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+
+
+def test_a_report_without_rows_or_folder_says_so(rows, tmp_path):
+    with pytest.raises(NotFittedError, match="Run the worlds first"):
+        write_report([], tmp_path, "")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="cannot be written"):
+        write_report(rows, tmp_path / "file", "")
+
+
+def test_the_command_reports_what_is_there(rows, warehouse_url, tmp_path, capsys):
+    """Both worlds are in the table, so nothing is run."""
+    call = ["benchmark", "--worlds", "2", "--families", "plain", "null", "-o", str(tmp_path)]
+    call += ["--customers", str(CUSTOMERS), "--weeks", str(WEEKS), "--policies", *POLICIES]
+    call += ["--set", "epochs=1"]
+    with patch.dict(os.environ, {"AIRFLOW_CONN_WINBACK_WAREHOUSE": warehouse_url}):
+        assert main(call) == 0
+    assert "in the table already" in capsys.readouterr().out
+    again = f"winback benchmark --worlds 2 --customers {CUSTOMERS} --weeks {WEEKS} --families plain"
+    assert again in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--families", "odd"], "expected 1 world or more of plain, confounded"),
+        (["--worlds", "0"], "came 0 of plain"),
+        (["--policies", "best"], "expected some of oracle"),
+        (["--set", "pesimism=1"], "no such settings: pesimism"),
+        (["--set", "gamma=2"], "gamma"),
+    ],
+)
+def test_a_wrong_call_ends_with_2(option, words, warehouse_url, tmp_path, capsys):
+    with patch.dict(os.environ, {"AIRFLOW_CONN_WINBACK_WAREHOUSE": warehouse_url}):
+        assert main(["benchmark", "-o", str(tmp_path), *option]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_loop_learns_from_its_own_decisions(options, worlds):
+    """Two weeks: both are judged, by the same budget, and stand beside the one-shot rows."""
+    world = BenchmarkWorld("plain", 5, CUSTOMERS, WEEKS)
+    lines: list[str] = []
+    weeks = run_loop(world, options, lines.append, 2)
+    assert [row["week"] for row in weeks] == [1, 2]
+    assert len({row["budget"] for row in weeks}) == 1
+    assert len({row["oracle_uplift"] for row in weeks}) == 2  # the customers have moved on
+    assert run_loop(world, options, lines.append, 2) == []
+    stored = read_rows(options.url, options.schema, [world])
+    assert [row["week"] for row in stored] == [1, 2]
+    assert "| plain 5 |" in markdown(stored, "")
+
+
+def test_the_first_worlds_go_through_the_families():
+    worlds = choose_worlds(len(FAMILIES) + 1, 10, 5)
+    assert [world.family for world in worlds[:-1]] == list(FAMILIES)
+    assert worlds[-1].name == "plain 1"
+    assert len({world.world_id for world in worlds}) == len(worlds)
+
+
+def test_the_dags_steps_find_what_is_there(rows, worlds, warehouse_url, tmp_path):
+    """The rivals' rows do not depend on winback's settings, so nothing is run."""
+    dag = SimpleNamespace(dag_id="winback_benchmark")
+    params = {"policies": ["oracle", "none"], "loop": 0, "fresh": False}
+    listed = [world.to_dict() for world in worlds]
+    environment = {
+        "AIRFLOW_CONN_WINBACK_WAREHOUSE": warehouse_url,
+        "WINBACK_ARTIFACTS_URI": tmp_path.as_uri(),
+    }
+    with patch.dict(os.environ, environment):
+        for world in listed:
+            step = RunWorldOperator(task_id="run_world", world=world)
+            assert step.execute({"params": params}) == 0
+        report = BenchmarkReportOperator(task_id="report", worlds=listed)
+        report.execute({"dag": dag})
+    assert "airflow dags trigger" in (tmp_path / "benchmark" / "benchmark.html").read_text()
+
+
+def test_the_dag_lists_the_worlds_of_its_params():
+    from winback.dags.winback_benchmark import dag
+
+    params = {**dag.params.dump(), "worlds": 2, "confounding": 1.0, "families": ["sparse"]}
+    listed = ListWorldsOperator(task_id="x").execute({"params": params})
+    worlds = [BenchmarkWorld(**world) for world in listed]
+    assert [world.name for world in worlds] == ["sparse 0", "sparse 1"]
+    assert {world.config.confounding for world in worlds} == {1.0}
+    assert worlds[0].customers == 20_000
