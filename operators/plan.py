@@ -244,6 +244,7 @@ def _q_table(
     support = np.zeros((len(names), coupons), np.int64)
     np.add.at(support, parent, visits)
     supported = support[parent] >= max(run.settings.min_visits, 1)
+    supported &= readable_coupons(run)
     supported[:, 0] = True
     return pa.table(
         {

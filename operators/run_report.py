@@ -157,6 +157,11 @@ class RunReport:
     def uplift_in_words(self) -> str:
         """The expected gain, marked as what it is."""
         totals = self.totals
+        if self.is_cold_start:
+            return (
+                "What coupons bring cannot be read from the past offers, so these are drawn by "
+                "chance, to learn it; no gain is claimed."
+            )
         return (
             f"The models expect {signed(totals.expected_uplift, self.currency)} profit in these "
             f"{self.decision_days} days and {signed(totals.long_run_uplift, self.currency)} in the "

@@ -303,7 +303,7 @@ def test_cold_start_says_so(shop: Shop) -> None:
     shop.is_cold_start = True
     shop.planned = [(state, coupon, q, 0, coupon == "none") for state, coupon, q, *_ in PLANNED]
     text = _text(shop.fill().page())
-    assert "A cold start. No coupon has enough past offers to judge it yet." in text
+    assert "A cold start. No coupon can be judged from the past offers yet." in text
     assert "in 0 of them a coupon can be judged" in text
 
 
