@@ -203,7 +203,9 @@ def forecast_without_coupon(run: Run, model: "ProfitModel", rows: Any) -> tuple[
     """(n,) each: the profit model's chance of a purchase without a coupon, and its margin."""
     if rows.num_rows == 0:
         return np.zeros(0), np.zeros(0)
-    if "p_purchase" in rows.column_names:
+    if not run.settings.use_survival:
+        known = np.ones(rows.num_rows)
+    elif "p_purchase" in rows.column_names:
         known = rows["p_purchase"].to_numpy()
     else:
         fit = SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
