@@ -76,7 +76,7 @@ def _week(
 def _recommendations(known: KnownWorld, place: Place, options: BenchmarkOptions) -> Any:
     budget = known.truth.budget
     as_of = write_world(place.url, known.world, known.history, budget=budget, schema=place.sources)
-    run = place.run(as_of.isoformat(), **{"budget": budget, **options.settings})
+    run = place.run(as_of.isoformat(), **{"budget": budget, "cadence_days": 7, **options.settings})
     build_features(run)
     return Product(run).recommend({})
 

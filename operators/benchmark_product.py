@@ -18,8 +18,9 @@ from winback.models.settings import load_settings
 from winback.operators.run import Run
 from winback.operators.warehouse import ensure_output_tables, read_table, transaction
 
-# Greedy decisions for everybody: what is measured is the policy, not its experiments.
-MEASURED: dict[str, Any] = {"holdout_share": 0.0, "exploration_rate": 0.0}
+# Greedy decisions for everybody: what is measured is the policy, not its experiments. The worlds
+# decide once a week, and their budget is a week's.
+MEASURED: dict[str, Any] = {"holdout_share": 0.0, "exploration_rate": 0.0, "cadence_days": 7}
 
 # winback, and winback with a part taken away: settings that differ from the defaults.
 ABLATIONS: dict[str, dict[str, Any]] = {
