@@ -151,11 +151,9 @@ class View:
         belief, situation = self.belief[rows], self.panel.situation[rows]
         seen = respond(self.plan.response, belief, situation)
         profit = seen.margin - seen.cost - self.rules.contact_cost
-        charged = seen.cost.copy()
-        charged[:, 0] = 0.0
         value, gamma = self.values.ravel(), self.rules.gamma
         future = personal_future(self.model, value, belief, situation, gamma)
-        return profit, profit + future - self.rules.price * charged, seen.doubt
+        return profit, profit + future - self.rules.price * seen.charged, seen.doubt
 
     def greedy(self, rows: Ints) -> Floats:
         """(n, A) probability 1 of the coupon that the plan gives at its own price."""

@@ -120,6 +120,13 @@ class Response:
     cost: Floats
     doubt: Floats
 
+    @property
+    def charged(self) -> Floats:
+        """(n, A) coupon money that the budget pays: redemptions without an offer are not its."""
+        paid = self.cost.copy()
+        paid[:, 0] = 0.0
+        return paid
+
 
 def respond(
     model: ResponseModel,

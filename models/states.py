@@ -25,7 +25,6 @@ CATEGORY = "category"
 COARSE = ("days_since_last_purchase", "purchases_last_30d")  # recency and frequency carry most
 # A parent also tells who has probably left: what a coupon does to the others does not carry over.
 PARENT = (*COARSE, "p_alive")
-EXPOSURE = "coupons_last_30d"  # what an offer moves mechanically
 NULLABLE = ("remaining_budget_pct",)  # null where no budget row covers the date
 ESCAPES = str.maketrans({"%": "%25", "|": "%7C", "=": "%3D"})  # as in URLs: readers can decode
 
@@ -40,16 +39,6 @@ class EncodedStates:
     def labels(self) -> npt.NDArray[np.object_]:
         """The key of every row, (n,)."""
         return np.array(self.keys, dtype=object)[self.codes]
-
-
-@dataclass(frozen=True)
-class StateGrid:
-    """States as situation × exposure, so that a plan knows where a coupon leads even if no customer
-    has been there yet. State number = situation · exposures + exposure, fewest coupons first."""
-
-    keys: list[str]
-    exposures: int  # 1 where the state leaves the feature out
-    state: Codes  # (n,) number of every row's state
 
 
 class StateSpace:
@@ -123,26 +112,6 @@ class StateSpace:
         distinct = sorted(set(parent_of))
         position = {key: i for i, key in enumerate(distinct)}
         return np.array([position[key] for key in parent_of], dtype=np.int64), distinct
-
-    def grid(self, encoded: EncodedStates) -> StateGrid:
-        """Every situation that occurs × every exposure that occurs, and the rows' places in it."""
-        parts = [parse_key(key) for key in encoded.keys]
-        seen = {own.get(EXPOSURE) for own in parts}
-        exposures: list[str | None] = [x for x in self._labels.get(EXPOSURE, []) if x in seen]
-        exposures = exposures or [None]
-        situations = [_join((n, v) for n, v in own.items() if n != EXPOSURE) for own in parts]
-        rank = {situation: i for i, situation in enumerate(sorted(set(situations)))}
-        keys = [self._at(situation, label) for situation in rank for label in exposures]
-        state = [
-            rank[situation] * len(exposures) + exposures.index(own.get(EXPOSURE))
-            for situation, own in zip(situations, parts, strict=True)
-        ]
-        return StateGrid(keys, len(exposures), np.array(state, dtype=np.int64)[encoded.codes])
-
-    def _at(self, situation: str, exposure: str | None) -> str:
-        """The key of a situation at an exposure, its features in key order."""
-        parts = {**parse_key(situation), EXPOSURE: exposure}
-        return _join((name, str(parts[name])) for name in self.features)
 
     def describe(self, key: str) -> str:
         """The state in plain words: "last bought 7–13 days ago, 1 order in 30 days, …"."""

@@ -131,13 +131,11 @@ def _today(
     known = read_table(run.url, CONTACTABLE, run.names)["customer_id"].to_pylist()
     holdout = assign_holdout(read.customer_id, settings.holdout_salt, settings.holdout_share)
     seen = respond(response, belief[rows], read.panel.situation[rows])
-    cost = seen.cost.copy()
-    cost[:, 0] = 0.0
     return Today(
         belief=belief[rows],
         situation=read.panel.situation[rows],
         profit=seen.margin - seen.cost - contact,
-        cost=cost,
+        cost=seen.charged,
         free=np.isin(read.customer_id, np.array(known, dtype=object)) & ~holdout,
     )
 
@@ -165,8 +163,7 @@ def _cost_factor(
     """How much more the plan's coupons cost than said, see cost_of_the_chosen."""
     from winback.models.long_run import cost_of_the_chosen
 
-    cost = valued.response.cost.copy()
-    cost[:, 0] = 0.0
+    cost = valued.response.charged
     value = valued.profit + valued.future - price * cost
     cautious = value - value[:, :1] - run.settings.pessimism * valued.response.doubt
     allowed = model.allowed[read.panel.situation]
@@ -226,9 +223,7 @@ def _q_table(
 
     states, coupons = len(encoded.keys), len(catalogue.coupon_ids)
     number, closed = encoded.codes, read.panel.closed
-    charged = valued.response.cost.copy()
-    charged[:, 0] = 0.0
-    value = valued.profit - price * charged + valued.future
+    value = valued.profit - price * valued.response.charged + valued.future
     size = np.bincount(number, minlength=states)[:, None]
     means = {
         name: _sums(number, table, states) / size

@@ -92,24 +92,6 @@ def test_parents_number_the_keys():
     assert [parents[i] for i in number] == [SPACE.parent(key) for key in keys]
 
 
-def test_grid_has_every_situation_at_every_exposure():
-    encoded = SPACE.encode(columns(300))
-    grid = SPACE.grid(encoded)
-    assert [grid.keys[i] for i in grid.state] == encoded.labels().tolist()
-    parts = [parse_key(key) for key in grid.keys]
-    exposures = [part.pop("coupons_last_30d") for part in parts]
-    assert exposures == ["[-inf,1)", "[1,inf)"] * (len(parts) // 2)
-    assert parts[0::2] == parts[1::2]  # state = situation · 2 + exposure
-    assert len({tuple(part.items()) for part in parts}) == len(parts) // 2
-
-
-def test_grid_without_the_exposure_feature_is_the_states_themselves():
-    space = StateSpace({"purchases_last_30d": (1, 2)})
-    encoded = space.encode(columns(50))
-    assert space.grid(encoded).exposures == 1
-    assert space.grid(encoded).keys == encoded.keys
-
-
 WORDS = [
     (KEY, "last purchase 7–13 days ago, 1 order in 30 days, average order 25 to 50, "
           "no budget known, 1 or more coupons in 30 days, last bought GROCERY"),
