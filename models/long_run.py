@@ -13,7 +13,8 @@ import numpy.typing as npt
 from winback.models.mdp import CustomerModel, value_iteration
 from winback.models.situations import SITUATIONS, Floats, Ints, Panel
 
-CHECKED_PERIODS = 16  # latest windows that the cost of the chosen is checked on: known to 2 %
+CHECKED_PERIODS = 24  # latest windows that the cost of the chosen is checked on: half a year
+CERTAINTY = 1.645  # standard errors: too little is charged in one case of twenty
 FEWEST_PURCHASES = 100  # with fewer the comparison says nothing
 MOST_OFTEN = 60.0  # one window never counts for more than this many
 BISECTIONS = 24  # of the price; the last step is below a ten-millionth of it
@@ -74,11 +75,15 @@ def personal_future(
     The state's class stays hidden, so this is the mean over classes of each class's own plan
     (QMDP; Littman, Cassandra & Kaelbling 1995): coupons are not given to learn who somebody is.
     """
-    coupons = model.shape[1]
-    following = model.future(value, gamma).reshape(-1, SITUATIONS, coupons)
-    total = np.zeros((len(situation), coupons))
+    following = model.future(value, gamma).reshape(-1, SITUATIONS, model.shape[1])
+    return over_classes(following, belief, situation)
+
+
+def over_classes(table: Floats, belief: Floats, situation: Ints) -> Floats:
+    """(n, A) mean of a table (K, SITUATIONS, A) over each customer's classes."""
+    total = np.zeros((len(situation), table.shape[2]))
     for k in range(belief.shape[1]):
-        total += belief[:, k, None] * following[k, situation]
+        total += belief[:, k, None] * table[k, situation]
     return total
 
 
@@ -88,8 +93,8 @@ def cost_of_the_chosen(panel: Panel, purchase: Floats, cost: Floats, chosen: Int
     A plan picks customers for what is believed of them, so it picks the errors too, and the
     budget would pay for them. Those whom the plan would have given a coupon are compared with
     what they then bought, with whatever coupon they had, each window weighed by 1 / propensity
-    and by what the plan's coupon costs at a purchase. One standard error is added, and it never
-    makes coupons look cheaper: a budget is a promise.
+    and by what the plan's coupon costs at a purchase. The upper bound of 95 % is taken, never
+    less than what is said: a budget is a promise.
 
     Args:
         panel: m decisions.
@@ -107,4 +112,4 @@ def cost_of_the_chosen(panel: Panel, purchase: Floats, cost: Floats, chosen: Int
     if panel.purchased[rows].sum() < FEWEST_PURCHASES or said.sum() <= 0:
         return 1.0
     error = float(np.sqrt(((came - said) ** 2).sum()))
-    return max(1.0, float(came.sum() + error) / float(said.sum()))
+    return max(1.0, float(came.sum() + CERTAINTY * error) / float(said.sum()))

@@ -188,6 +188,9 @@ class Settings(BaseModel):
     max_response_customers: int = Field(
         40_000, gt=0, description="Customers that the classes are learned from, at most"
     )
+    shard_customers: int = Field(
+        100_000, gt=0, description="Customers scored at once: bounds the memory of the task"
+    )
     state_bins: dict[str, tuple[float, ...]] = Field(
         DEFAULT_STATE_BINS, description="Bin edges of the state features"
     )

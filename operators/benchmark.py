@@ -23,6 +23,7 @@ from winback.models.peers_data import PeerData
 from winback.models.peers_judgement import Stated, bounds, judge
 from winback.models.peers_learners import Learners
 from winback.models.world import FACE_VALUES
+from winback.models.world_observer import best_observer
 from winback.operators.benchmark_peers import read_peer_data
 from winback.operators.benchmark_product import (
     ABLATIONS,
@@ -37,7 +38,8 @@ from winback.operators.benchmark_worlds import BenchmarkWorld, KnownWorld
 from winback.operators.world_source import COUPONS, customer_numbers, write_world
 
 Say = Callable[[str], None]
-BOUNDS = ("oracle", "oracle, this week only", "oracle, state only")
+OBSERVER = "best observer"
+BOUNDS = ("oracle", OBSERVER, "oracle, this week only", "oracle, state only")
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,10 @@ def _deciders(known: KnownWorld, product: Product) -> dict[str, Decider]:
     """What each policy decides, by name; the rivals share one reading of the warehouse."""
     shared = _Shared(known, product)
     perfect = bounds(known.truth, known.history.people)
+    observer = partial(best_observer, known.world, known.today, known.history, known.truth)
     rivals = policies(np.array(FACE_VALUES))
     return {
+        OBSERVER: partial(_perfect, observer),
         **{name: partial(_perfect, best) for name, best in perfect.items()},
         **{name: partial(shared.rival, name) for name in rivals},
         **{name: partial(_variant, known, product, chosen) for name, chosen in ABLATIONS.items()},

@@ -16,14 +16,16 @@ from winback.models.off_policy import DOUBLY_ROBUST, Estimate
 from winback.models.settings import Settings
 from winback.operators.artifacts import GATE, PLAN, RESPONSE_MODEL, Artifacts
 from winback.operators.base import WinbackOperator
-from winback.operators.fit_response import fill_propensities, read_response
+from winback.operators.fit_response import read_halves, read_response, with_propensities
 from winback.operators.panel import read_panel
+from winback.operators.plan import rules_of
 from winback.operators.run import Run
 from winback.operators.snapshots import Catalogue, read_catalogue
 from winback.operators.warehouse import read_table, transaction
 
 if TYPE_CHECKING:
-    from winback.models.policy_value import Evaluation, Plan, Rules
+    from winback.models.cross_fitting import Plan
+    from winback.models.policy_value import Evaluation
 
 LAST_PUBLISHED = """
 select as_of::text as as_of, run_id, metrics ->> 'settings' as settings
@@ -49,7 +51,7 @@ values (
 RECORDED = ("value", "lower", "upper", "effective_sample_size", "max_weight")
 EMPTY = "the log holds no decision with a choice whose outcome and follow-up are known"
 NOTHING = Estimate(nan, nan, nan, 0.0, 0.0, EMPTY)
-CHOOSING = ("gamma", "use_planning", "pessimism", "min_visits", "allowed_coupons")
+CHOOSING = ("gamma", "use_planning", "pessimism", "min_visits")
 GRID_START = date(1970, 1, 5)  # period 0 of the decision grid
 
 
@@ -78,21 +80,12 @@ def evaluate(run: Run) -> dict[str, Any]:
     Raises:
         NotFittedError: the response model has not been fitted in this run, or nothing planned.
     """
-    from winback.models.policy_value import Plan
-    from winback.models.policy_value import evaluate as evaluate_policies
+    from winback.models.cross_fitting import Plan
 
-    catalogue, settings = read_catalogue(run), run.settings
-    read = read_panel(run, catalogue, ("avg_order_value", "monetary_value"))
-    panel, _ = fill_propensities(read, len(catalogue.coupon_ids), settings.seed)
+    catalogue = read_catalogue(run)
+    rules = rules_of(run.settings, catalogue, run.artifacts.read_json(PLAN))
     champion = _read_champion(run, catalogue)
-    found = evaluate_policies(
-        panel,
-        Plan(read_response(run), _rules(settings, catalogue, run.artifacts)),
-        champion.plan,
-        periods=settings.evaluation_periods,
-        classes=settings.response_classes,
-        seed=settings.seed,
-    )
+    found = _evaluate(run, catalogue, Plan(read_response(run), rules), champion.plan)
     verdict = _judge(run, found, champion)
     _record(run, found)
     figures = _figures(found, verdict, champion)
@@ -100,24 +93,22 @@ def evaluate(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _rules(settings: Settings, catalogue: Catalogue, artifacts: Artifacts) -> "Rules":
-    from winback.models.policy_value import Rules
+def _evaluate(
+    run: Run, catalogue: Catalogue, challenger: "Plan", champion: "Plan | None"
+) -> "Evaluation | None":
+    from winback.models.policy_value import evaluate as evaluate_policies
 
-    allowed = settings.allowed_coupons or catalogue.coupon_ids
-    return Rules(
-        face_values=np.array(catalogue.face_values),
-        contact_cost=np.array(catalogue.contact_costs),
-        offered=np.isin(catalogue.coupon_ids, allowed),
-        gamma=settings.gamma if settings.use_planning else 0.0,
-        price=float(artifacts.read_json(PLAN)["long_run_price"]),
-        pessimism=settings.pessimism,
-        min_visits=settings.min_visits,
-    )
+    panel = with_propensities(run, read_panel(run, catalogue).panel)
+    learned = read_halves(run, panel)
+    if learned is None:
+        return None
+    periods = run.settings.evaluation_periods
+    return evaluate_policies(panel, learned, challenger, champion, periods=periods)
 
 
 def _read_champion(run: Run, catalogue: Catalogue) -> _Champion:
     """The plan that readers have now. Its model lies with its run's artifacts."""
-    from winback.models.policy_value import Plan
+    from winback.models.cross_fitting import Plan
     from winback.models.response import ResponseModel
 
     rows = read_table(run.url, LAST_PUBLISHED, run.names).to_pylist()
@@ -128,7 +119,7 @@ def _read_champion(run: Run, catalogue: Catalogue) -> _Champion:
     try:
         folder = Artifacts(run.settings.artifacts_uri, last["as_of"], last["run_id"])
         response = ResponseModel.from_arrays(folder.read_arrays(RESPONSE_MODEL))
-        rules = _rules(_settings_of(run, last["settings"]), catalogue, folder)
+        rules = rules_of(_settings_of(run, last["settings"]), catalogue, folder.read_json(PLAN))
     except NotFittedError:
         return _Champion(None, name, f"The model of the current policy ({name}) is gone.")
     if not np.array_equal(response.face_values, catalogue.face_values):

@@ -1,4 +1,4 @@
-"""Step: learn how hidden classes of customers respond to coupons, from the whole log."""
+"""Step: learn how hidden classes of customers respond to coupons, from the log."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from airflow.sdk import Context
 
+from winback.models.errors import NotFittedError
 from winback.models.situations import COUPONS, PURCHASES, Panel
 from winback.models.survival import SurvivalFit
 from winback.operators.artifacts import (
     OVERLAP,
     PROFIT_MODEL,
     PROFIT_WEIGHTS,
+    PROPENSITIES,
+    RESPONSE_HALVES,
     RESPONSE_MODEL,
     RESPONSE_STACK,
     SURVIVAL,
 )
 from winback.operators.base import WinbackOperator
-from winback.operators.panel import PanelRows, read_panel
+from winback.operators.panel import PanelRows, learned_from, read_panel
 from winback.operators.run import Run
 from winback.operators.snapshots import (
     PROFIT_FEATURES,
@@ -29,6 +32,7 @@ from winback.operators.snapshots import (
 from winback.operators.warehouse import read_table
 
 if TYPE_CHECKING:
+    from winback.models.cross_fitting import Halves
     from winback.models.profit import ProfitModel
     from winback.models.response import ResponseModel
     from winback.models.stacking import Stack
@@ -45,13 +49,14 @@ from {schema}.customer_snapshots
 where
     is_on_grid and snapshot_date + {decision_days} <= {as_of} and coupon_id = 'none'
     and snapshot_date + {decision_days} * ({periods} + 1) > {as_of}
+    and customer_id in ({learned_from})
 order by hashtextextended(customer_id || snapshot_date, {seed}), customer_id, snapshot_date
 limit {rows}
 """
 
 
 class FitResponseOperator(WinbackOperator):
-    """Fit the response model on every closed decision; parameters become an artifact."""
+    """Fit the response model, and one to each half of the customers; they become artifacts."""
 
     def execute(self, context: Context) -> dict[str, Any]:
         return fit(self.current_run())
@@ -60,6 +65,8 @@ class FitResponseOperator(WinbackOperator):
 def fit(run: Run) -> dict[str, Any]:
     """Estimate missing propensities, fit the classes, and mix in the profit model's forecast.
 
+    Models of each half of the customers are fitted too: they say what the other half proves.
+
     Returns:
         How the fit ended, the overlap of the log and the weights of the mixture, for the metrics.
 
@@ -67,19 +74,19 @@ def fit(run: Run) -> dict[str, Any]:
         DataError: no past window has a purchase.
         NotFittedError: the profit model has not been trained in this run.
     """
+    from winback.models.cross_fitting import fit_halves
     from winback.models.response_fit import fit_response
 
     catalogue, settings = read_catalogue(run), run.settings
     read = read_panel(run, catalogue, ("avg_order_value", "monetary_value"))
-    panel, overlap = fill_propensities(read, len(catalogue.coupon_ids), settings.seed)
-    fitted = fit_response(
-        _sample(panel, settings.max_response_customers, settings.seed),
-        np.array(catalogue.face_values),
-        classes=settings.response_classes,
-        seed=settings.seed,
-    )
+    panel, overlap = _fill_propensities(read, len(catalogue.coupon_ids), settings.seed)
+    face_values = np.array(catalogue.face_values)
+    chosen: Any = {"classes": settings.response_classes, "seed": settings.seed}
+    fitted = fit_response(panel, face_values, **chosen)
     run.artifacts.write_arrays(RESPONSE_MODEL, fitted.model.to_arrays())
     run.artifacts.write_json(OVERLAP, overlap)
+    run.artifacts.write_arrays(PROPENSITIES, {"propensity": panel.propensity})
+    _write_halves(run, fit_halves(panel, face_values, **chosen))
     figures = {
         "classes": fitted.model.classes,
         "shares": fitted.model.share.round(4).tolist(),
@@ -98,7 +105,7 @@ def fit(run: Run) -> dict[str, Any]:
     return figures
 
 
-def fill_propensities(read: PanelRows, coupons: int, seed: int) -> tuple[Panel, dict[str, Any]]:
+def _fill_propensities(read: PanelRows, coupons: int, seed: int) -> tuple[Panel, dict[str, Any]]:
     """The panel with propensities estimated where the log has none, and what overlap it has.
 
     ``readable`` in the report says of each coupon whether the log can tell what it does.
@@ -132,6 +139,53 @@ def fill_propensities(read: PanelRows, coupons: int, seed: int) -> tuple[Panel, 
     return replace(panel, propensity=propensity), report
 
 
+def _write_halves(run: Run, halves: "Halves | None") -> None:
+    """Each half's model; an empty file where the log teaches a half nothing."""
+    models = halves.models if halves else ()
+    arrays = {
+        f"{part}.{name}": values
+        for part, model in enumerate(models)
+        for name, values in model.to_arrays().items()
+    }
+    run.artifacts.write_arrays(RESPONSE_HALVES, arrays)
+
+
+def read_halves(run: Run, panel: Panel) -> "Halves | None":
+    """The models of the panel's two halves, or None where the log taught a half nothing.
+
+    Raises:
+        NotFittedError: the response model has not been fitted in this run.
+    """
+    from winback.models.cross_fitting import Halves, halves
+    from winback.models.response import ResponseModel
+
+    arrays = run.artifacts.read_arrays(RESPONSE_HALVES)
+    if not arrays:
+        return None
+    first, second = (
+        ResponseModel.from_arrays(
+            {name[2:]: values for name, values in arrays.items() if name.startswith(f"{part}.")}
+        )
+        for part in (0, 1)
+    )
+    return Halves(halves(panel.customers, run.settings.seed), (first, second))
+
+
+def with_propensities(run: Run, panel: Panel) -> Panel:
+    """The panel with propensities everywhere, as the response model was fitted with.
+
+    Raises:
+        NotFittedError: the response model has not been fitted in this run, or on other rows.
+    """
+    propensity = run.artifacts.read_arrays(PROPENSITIES)["propensity"]
+    if len(propensity) != len(panel.period):
+        raise NotFittedError(
+            f"expected propensities of {len(panel.period)} decisions, came {len(propensity)}: "
+            "the features have changed since. Run fit_response again."
+        )
+    return replace(panel, propensity=propensity)
+
+
 def read_response(run: Run) -> "ResponseModel":
     """The fitted model of this run.
 
@@ -162,13 +216,6 @@ def _looks(read: PanelRows) -> Any:
     return np.column_stack(
         [place // PURCHASES, place % PURCHASES, panel.situation % COUPONS, since_first, *columns]
     )
-
-
-def _sample(panel: Panel, customers: int, seed: int) -> Panel:
-    if panel.customers <= customers:
-        return panel
-    chosen = np.random.default_rng(seed).choice(panel.customers, customers, replace=False)
-    return panel.take(np.sort(chosen))
 
 
 def _stack(run: Run, read: PanelRows, response: "ResponseModel") -> "Stack":
@@ -238,6 +285,7 @@ def _latest(run: Run, periods: int) -> Any:
         "periods": periods,
         "seed": run.settings.seed,
         "rows": STACK_ROWS,
+        "learned_from": learned_from(run),
     }
     return read_table(run.url, LATEST, names)
 

@@ -1,4 +1,4 @@
-"""Reading the log as a panel: every customer's decisions in order, and the one at hand."""
+"""Reading the log as a panel: customers' decisions in order, and the one at hand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,14 @@ from winback.operators.warehouse import read_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Whom the models of the run learn from: all, or as many as the setting says, drawn by hash.
+LEARNED_FROM = """
+select customer_id
+from {schema}.customers_known
+where as_of = {as_of} and has_purchased
+order by hashtextextended(customer_id, {seed}), customer_id
+limit {customers}
+"""
 # Off the grid, the decision at hand follows no window: its period is one too many.
 DECISIONS = """
 select
@@ -32,8 +40,8 @@ select
     {columns}
 from {schema}.customer_snapshots
 where
-    snapshot_date = {as_of}
-    or (is_on_grid and snapshot_date + {decision_days} <= {as_of})
+    (snapshot_date = {as_of} or (is_on_grid and snapshot_date + {decision_days} <= {as_of}))
+    and customer_id in ({customers})
 """
 
 
@@ -51,8 +59,17 @@ class PanelRows:
     at_hand: Any
 
 
-def read_panel(run: Run, catalogue: Catalogue, columns: Sequence[str] = ()) -> PanelRows:
-    """Read all closed decisions and the decision date's rows, with further snapshot columns."""
+def read_panel(
+    run: Run, catalogue: Catalogue, columns: Sequence[str] = (), *, among: Any = None
+) -> PanelRows:
+    """Read some customers' closed decisions and the one at hand.
+
+    Args:
+        run: the run.
+        catalogue: the coupons.
+        columns: further columns of the snapshots, for ``rows``.
+        among: query of the customers; those whom the models learn from if not given.
+    """
     from psycopg import sql
 
     days = run.settings.decision_days
@@ -62,6 +79,7 @@ def read_panel(run: Run, catalogue: Catalogue, columns: Sequence[str] = ()) -> P
         **run.names,
         "decision_days": days,
         "columns": sql.SQL(", ").join(map(sql.Identifier, wanted)),
+        "customers": learned_from(run) if among is None else among,
     }
     rows = read_table(run.url, DECISIONS, names).combine_chunks()
     encoded = rows["customer_id"].combine_chunks().dictionary_encode()
@@ -78,6 +96,19 @@ def read_panel(run: Run, catalogue: Catalogue, columns: Sequence[str] = ()) -> P
         customer_id=np.sort(ids),
         rows=rows,
         at_hand=np.flatnonzero(~closed),
+    )
+
+
+def learned_from(run: Run) -> Any:
+    """The query of the customers that models learn from."""
+    from psycopg import sql
+
+    settings = run.settings
+    return sql.SQL(LEARNED_FROM).format(
+        schema=run.names["schema"],
+        as_of=sql.Literal(run.as_of),
+        seed=sql.Literal(settings.seed),
+        customers=sql.Literal(settings.max_response_customers),
     )
 
 

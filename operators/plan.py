@@ -1,18 +1,26 @@
 """Step: plan the long run on the learned model of customers, within the budget to come."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import date
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from airflow.sdk import Context
 
+from winback.models.settings import Settings
 from winback.models.states import StateSpace
 from winback.models.survival import SurvivalFit
-from winback.operators.artifacts import OUTLOOK, PLAN, SURVIVAL
+from winback.operators.artifacts import OVERLAP, PLAN, PLAN_TABLES, SURVIVAL
 from winback.operators.base import WinbackOperator
 from winback.operators.budget import run_budget
-from winback.operators.fit_response import read_response, readable_coupons
+from winback.operators.fit_response import (
+    read_halves,
+    read_response,
+    readable_coupons,
+    with_propensities,
+)
 from winback.operators.panel import PanelRows, read_panel
 from winback.operators.run import Run
 from winback.operators.snapshots import Catalogue, read_catalogue, state_columns
@@ -21,19 +29,23 @@ from winback.operators.warehouse import read_table, write_work
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from winback.models.cross_fitting import Rules
+    from winback.models.lift import Lift
     from winback.models.long_run import Today
     from winback.models.mdp import CustomerModel
     from winback.models.planner import PlanResult
     from winback.models.response import Response, ResponseModel
+    from winback.models.situations import Panel
 
 CONTACTABLE = """
 select customer_id from {schema}.customers_known
 where as_of = {as_of} and can_contact and has_purchased
 """
+BUYERS = "select count(*) from {schema}.customers_known where as_of = {as_of} and has_purchased"
 
 
 class PlanOperator(WinbackOperator):
-    """Plan, and write the Q-table to the work schema and every customer's outlook as artifact."""
+    """Plan, and write the Q-table to the work schema and the value of what follows as artifact."""
 
     def execute(self, context: Context) -> dict[str, Any]:
         return plan(self.current_run())
@@ -41,40 +53,52 @@ class PlanOperator(WinbackOperator):
 
 @dataclass(frozen=True)
 class _Valued:
-    """All rows of the panel, with every coupon: (m, A), and beliefs (m, K)."""
+    """All rows of the panel, with every coupon: (m, A)."""
 
-    belief: Any
     response: "Response"
     profit: Any
     future: Any
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """Find the price of coupon money, plan at it, and value every customer and state.
+    """Find the price of coupon money, plan at it, and value what follows.
+
+    Where the log does not show that coupons make those buy who would get them, none is planned:
+    exploration goes on, and its log will show it.
 
     Returns:
-        Counts, the price and the residual of the plan, for the run's metrics.
+        Counts, the price, the lift and the residual of the plan, for the run's metrics.
 
     Raises:
         DataError: the budget is not settled.
         NotFittedError: the response model has not been fitted in this run.
     """
-    from winback.models.mdp import learn_model, support, transitions_of
+    from winback.models.mdp import learn_model, transitions_of
     from winback.models.planner import dyna_q
     from winback.models.response_fit import beliefs
 
     catalogue, settings = read_catalogue(run), run.settings
     space = StateSpace(settings.state_bins)
     read = read_panel(run, catalogue, space.features)
+    read = replace(read, panel=with_propensities(run, read.panel))
     panel, response = read.panel, read_response(run)
     contact = np.array(catalogue.contact_costs)
-    readable = readable_coupons(run)
     model = learn_model(response, panel, contact, min_visits=settings.min_visits)
-    model.allowed[:, ~readable] = False
-    model.allowed[:, 0] = True
     belief = beliefs(response, panel)
     gamma = settings.gamma if settings.use_planning else 0.0
-    price = _price(run, read, model, response, belief, contact, gamma)
+    today = _today(run, read, response, belief, contact)
+
+    def at_price(offered: Any) -> tuple["CustomerModel", float]:
+        allowed = replace(model, allowed=model.allowed & offered)
+        return allowed, _price(run, allowed, today, gamma)
+
+    offered = _offered(run, catalogue)
+    model, price = at_price(offered)
+    rules = rules_of(settings, catalogue, {"offered": offered, "long_run_price": price})
+    lift, is_proven = _lift(run, panel, rules)
+    if not is_proven:
+        offered = np.arange(len(offered)) == 0
+        model, price = at_price(offered)
     transitions = transitions_of(panel, belief[read.at_hand].argmax(axis=1), contact)
     result = dyna_q(
         model,
@@ -87,37 +111,69 @@ def plan(run: Run) -> dict[str, Any]:
         seed=settings.seed,
     )
     valued = _value(response, model, result, panel, belief, contact, gamma)
-    counts = support(panel, len(catalogue.coupon_ids))[panel.situation] * readable
-    outlook = _outlook(read, valued, counts)
-    run.artifacts.write_bytes(OUTLOOK, _parquet(outlook))
-    factor = _cost_factor(run, read, model, valued, price)
-    run.artifacts.write_json(PLAN, {"long_run_price": price, "cost_factor": factor})
+    run.artifacts.write_arrays(PLAN_TABLES, _tables(model, result, panel, offered, gamma))
+    factor = _cost_factor(run, panel, model, valued, price)
+    shown = {"value": _number(lift.value), "standard_error": _number(lift.standard_error)}
+    made = {
+        "long_run_price": price,
+        "cost_factor": factor,
+        "offered": [bool(one) for one in offered],
+        "lift": {**asdict(lift), **shown, "is_proven": is_proven},
+    }
+    run.artifacts.write_json(PLAN, made)
     keys = space.encode(state_columns(read.rows, _survival(run), space.features))
-    write_work(run, "q_table", [_q_table(run, space, keys, catalogue, valued, read, price)])
-    figures = _figures(model, result, price, len(transitions), len(keys.keys))
-    return {**figures, "cost_factor": factor}
+    write_work(run, "q_table", [_q_table(run, space, keys, catalogue, valued, read, made)])
+    figures = _figures(model, result, len(transitions), len(keys.keys))
+    return {**figures, **made}
 
 
-def _price(
-    run: Run,
-    read: PanelRows,
-    model: "CustomerModel",
-    response: "ResponseModel",
-    belief: Any,
-    contact: Any,
-    gamma: float,
-) -> float:
+def rules_of(settings: Settings, catalogue: Catalogue, plan: Mapping[str, Any]) -> "Rules":
+    """What a run's plan goes by; ``plan`` is its artifact."""
+    from winback.models.cross_fitting import Rules
+
+    return Rules(
+        face_values=np.array(catalogue.face_values),
+        contact_cost=np.array(catalogue.contact_costs),
+        offered=np.array(plan["offered"]),
+        gamma=settings.gamma if settings.use_planning else 0.0,
+        price=float(plan["long_run_price"]),
+        pessimism=settings.pessimism,
+        min_visits=settings.min_visits,
+    )
+
+
+def _offered(run: Run, catalogue: Catalogue) -> Any:
+    """(A,) coupons that may be given and that the log can tell about; `none` is first."""
+    offered = readable_coupons(run)
+    offered &= np.isin(np.arange(len(offered)), catalogue.positions(run.settings.allowed_coupons))
+    offered[0] = True
+    return offered
+
+
+def _lift(run: Run, panel: "Panel", rules: "Rules") -> tuple["Lift", bool]:
+    """What the halves of the customers show of each other's plans, and whether it is proof."""
+    from winback.models.lift import Lift, lift_of_the_chosen
+
+    learned = read_halves(run, panel)
+    if learned is None:
+        return Lift(float("nan"), float("nan"), 0, 0), False
+    lift = lift_of_the_chosen(learned.views(panel, replace(rules, pessimism=0.0)), learned)
+    logged = float(run.artifacts.read_json(OVERLAP)["logged_share"])
+    return lift, lift.is_proven(propensities_logged=logged == 1)
+
+
+def _price(run: Run, model: "CustomerModel", today: "Today", gamma: float) -> float:
     """λ for the budget of a decision period; 0 where plans shall not pay for coupons to come."""
     from winback.models.long_run import price_of_budget
 
     settings = run.settings
-    amount = run_budget(
-        run
-    ).amount  # also where no price is wanted: an unsettled budget is an error
+    amount = run_budget(run).amount  # an unsettled budget is an error whatever the settings
     if not settings.use_long_run_price:
         return 0.0
-    of_period = amount * settings.decision_days / settings.cadence_days
-    return price_of_budget(model, _today(run, read, response, belief, contact), of_period, gamma)
+    buyers = read_table(run.url, BUYERS, run.names).column(0)[0].as_py()
+    share = len(today.situation) / max(buyers, 1)  # of all, those whom the models learn from
+    of_period = amount * share * settings.decision_days / settings.cadence_days
+    return price_of_budget(model, today, of_period, gamma)
 
 
 def _today(
@@ -154,11 +210,11 @@ def _value(
 
     seen = respond(response, belief, panel.situation)
     future = personal_future(model, result.value, belief, panel.situation, gamma)
-    return _Valued(belief, seen, seen.margin - seen.cost - contact, future)
+    return _Valued(seen, seen.margin - seen.cost - contact, future)
 
 
 def _cost_factor(
-    run: Run, read: PanelRows, model: "CustomerModel", valued: _Valued, price: float
+    run: Run, panel: "Panel", model: "CustomerModel", valued: _Valued, price: float
 ) -> float:
     """How much more the plan's coupons cost than said, see cost_of_the_chosen."""
     from winback.models.long_run import cost_of_the_chosen
@@ -166,43 +222,22 @@ def _cost_factor(
     cost = valued.response.charged
     value = valued.profit + valued.future - price * cost
     cautious = value - value[:, :1] - run.settings.pessimism * valued.response.doubt
-    allowed = model.allowed[read.panel.situation]
+    allowed = model.allowed[panel.situation]
     chosen = np.where(allowed, cautious, -np.inf).argmax(axis=1)
-    return cost_of_the_chosen(read.panel, valued.response.purchase, cost, chosen)
+    return cost_of_the_chosen(panel, valued.response.purchase, cost, chosen)
 
 
-def _outlook(read: PanelRows, valued: _Valued, support: Any) -> "pa.Table":
-    """One row per customer of the decision date."""
-    import pyarrow as pa
+def _tables(
+    model: "CustomerModel", result: "PlanResult", panel: "Panel", offered: Any, gamma: float
+) -> dict[str, Any]:
+    """What the plan says of every class and situation: γ E[V(s')], and decisions like it."""
+    from winback.models.mdp import support
+    from winback.models.situations import SITUATIONS
 
-    rows = read.at_hand
-    lists = {
-        "belief": valued.belief[rows],
-        "future": valued.future[rows],
-        "support": support[rows].astype(np.float64),
-    }
-    return pa.table(
-        {
-            "customer_id": pa.array(read.customer_id, pa.string()),
-            "situation": read.panel.situation[rows],
-            **{name: _lists(values) for name, values in lists.items()},
-        }
-    )
-
-
-def _lists(values: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-
-
-def _parquet(table: "pa.Table") -> bytes:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    sink = pa.BufferOutputStream()
-    parquet.write_table(table, sink)
-    return bytes(sink.getvalue())
+    coupons = len(offered)
+    following = model.future(result.value, gamma).reshape(-1, SITUATIONS, coupons)
+    counts = support(panel, coupons) * offered
+    return {"future": following, "support": counts.astype(np.float64)}
 
 
 def _survival(run: Run) -> SurvivalFit:
@@ -216,14 +251,14 @@ def _q_table(
     catalogue: Catalogue,
     valued: _Valued,
     read: PanelRows,
-    price: float,
+    made: Mapping[str, Any],
 ) -> "pa.Table":
     """One row per state and coupon: the mean over the customers that were ever in the state."""
     import pyarrow as pa
 
     states, coupons = len(encoded.keys), len(catalogue.coupon_ids)
     number, closed = encoded.codes, read.panel.closed
-    value = valued.profit - price * valued.response.charged + valued.future
+    value = valued.profit - made["long_run_price"] * valued.response.charged + valued.future
     size = np.bincount(number, minlength=states)[:, None]
     means = {
         name: _sums(number, table, states) / size
@@ -239,7 +274,7 @@ def _q_table(
     support = np.zeros((len(names), coupons), np.int64)
     np.add.at(support, parent, visits)
     supported = support[parent] >= max(run.settings.min_visits, 1)
-    supported &= readable_coupons(run)
+    supported &= np.array(made["offered"])
     supported[:, 0] = True
     return pa.table(
         {
@@ -262,17 +297,20 @@ def _sums(number: Any, table: Any, size: int) -> Any:
 
 
 def _figures(
-    model: "CustomerModel", result: "PlanResult", price: float, decisions: int, states: int
+    model: "CustomerModel", result: "PlanResult", decisions: int, states: int
 ) -> dict[str, Any]:
     return {
         "decisions": decisions,
         "states": states,
         "planning_states": model.shape[0],
         "planning_states_where_a_coupon_wins": int((result.greedy > 0).sum()),
-        "long_run_price": price,
         "td_updates": int(result.td_updates),
         "planning_updates": int(result.planning_updates),
         "sweeps": int(result.sweeps),
         "residual": float(result.residual),
         "residual_before_sweeps": float(result.residual_before_sweeps),
     }
+
+
+def _number(value: float) -> float | None:
+    return value if isfinite(value) else None

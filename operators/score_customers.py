@@ -1,8 +1,7 @@
 """What is expected of every known customer with every coupon, from all models of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +9,16 @@ import numpy as np
 from winback.models.errors import NotFittedError
 from winback.models.settings import LimitSetting
 from winback.models.states import CATEGORY, StateSpace
-from winback.operators.artifacts import OUTLOOK, PLAN, RESPONSE_STACK
+from winback.operators.artifacts import PLAN, PLAN_TABLES, RESPONSE_STACK
 from winback.operators.fit_response import (
     forecast_without_coupon,
     read_profit_model,
     read_response,
 )
+from winback.operators.panel import read_panel
 from winback.operators.run import Run
-from winback.operators.snapshots import P_ALIVE, PROFIT_FEATURES
-from winback.operators.warehouse import read_batches
+from winback.operators.snapshots import P_ALIVE, PROFIT_FEATURES, Catalogue, read_catalogue
+from winback.operators.warehouse import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,9 +43,15 @@ left join {schema}.customer_snapshots as snapshots
     on known.customer_id = snapshots.customer_id and snapshots.snapshot_date = {as_of}
 left join {work}.customer_scores as scores
     on known.customer_id = scores.customer_id and scores.as_of = {as_of}
-where known.as_of = {as_of}
+where known.as_of = {as_of} and known.customer_id in ({shard})
 order by known.customer_id
 """
+# Drawn by hash: about as many customers in each shard, and each always in the same one.
+SHARD = """
+select customer_id from {schema}.customers_known
+where as_of = {as_of} and (hashtext(customer_id) & 2147483647) % {shards} = {shard}
+"""
+COUNT = "select count(*) from {schema}.customers_known where as_of = {as_of}"
 
 
 @dataclass(frozen=True)
@@ -72,32 +78,35 @@ class Scored:
 class _Models:
     """The run's models; ``stack`` and ``profit`` are None where the profit model is left out."""
 
+    catalogue: Catalogue
     response: "ResponseModel"
     stack: "Stack | None"
     profit: "ProfitModel | None"
-    outlook: "pa.Table"
+    tables: Mapping[str, Any]  # of the plan, by class and situation
     cost_factor: float
     space: StateSpace
+
+
+def count_shards(run: Run) -> int:
+    """How many parts the customers known at ``as_of`` are scored in, at least 1."""
+    customers: int = read_table(run.url, COUNT, run.names).column(0)[0].as_py()
+    return max(1, -(-customers // run.settings.shard_customers))
 
 
 def score_customers(run: Run, offered: list[int]) -> Scored:
     """Forecast all customers known at ``as_of``, with the coupons ``offered`` (their positions).
 
-    In batches: histories are large, what is kept of them is small.
+    Shard by shard: histories are large, what is kept of them is small.
 
     Raises:
         NotFittedError: a step before this one has not run.
     """
-    models = _read_models(run)
-    query, names = _customers_query(run)
-    with read_batches(run.url, query, names, run.settings.batch_rows) as batches:
-        parts = [astuple(_score(run, batch, models, offered)) for batch in batches]
+    models, shards = _read_models(run), count_shards(run)
+    parts = [astuple(_score(run, models, offered, shard, shards)) for shard in range(shards)]
     return Scored(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def _read_models(run: Run) -> _Models:
-    from pyarrow import parquet
-
     from winback.models.stacking import Stack
 
     stack = profit = None
@@ -106,27 +115,32 @@ def _read_models(run: Run) -> _Models:
         stack = Stack(tuple(weights["purchase"]), tuple(weights["margin"]))
         profit = read_profit_model(run)
     return _Models(
+        catalogue=read_catalogue(run),
         response=read_response(run),
         stack=stack,
         profit=profit,
-        outlook=parquet.read_table(BytesIO(run.artifacts.read_bytes(OUTLOOK))),
+        tables=run.artifacts.read_arrays(PLAN_TABLES),
         cost_factor=float(run.artifacts.read_json(PLAN)["cost_factor"]),
         space=StateSpace(run.settings.state_bins),
     )
 
 
-def _score(run: Run, rows: "pa.Table", models: _Models, offered: list[int]) -> Scored:
+def _score(run: Run, models: _Models, offered: list[int], shard: int, shards: int) -> Scored:
+    from winback.models.long_run import over_classes
     from winback.models.response import respond
 
+    members = _shard(run, shard, shards)
+    rows = read_table(run.url, *_customers_query(run, members))
     purchased = rows["has_purchased"].to_numpy()
     known = rows.filter(purchased)
-    own = models.outlook.take(_places(models.outlook, known))
-    belief, situation = _matrix(own["belief"]), own["situation"].to_numpy()
+    belief, situation = _stand(run, models, known, members)
     alone = respond(models.response, belief, situation)
     seen = respond(models.response, belief, situation, *_better(run, known, models, alone))
     # The budget goes by the cost that was checked on the log: among many customers the cheapest
     # of two forecasts would be picked, and it is the one that errs.
     cost = alone.cost * np.append(1.0, np.full(alone.cost.shape[1] - 1, models.cost_factor))
+    future = over_classes(models.tables["future"], belief, situation)
+    support = models.tables["support"][situation]
     encoded = models.space.encode({name: known[name].to_numpy() for name in models.space.features})
 
     def spread(table: Any) -> Any:
@@ -142,11 +156,25 @@ def _score(run: Run, rows: "pa.Table", models: _Models, offered: list[int]) -> S
         rows["p_purchase"].to_numpy(),
         _spread(encoded.labels(), purchased, None),
         _spread(situation, purchased, -1),
-        *map(
-            spread,
-            (seen.margin, cost, _matrix(own["future"]), _matrix(own["support"]), seen.doubt),
-        ),
+        *map(spread, (seen.margin, cost, future, support, seen.doubt)),
     )
+
+
+def _stand(run: Run, models: _Models, known: "pa.Table", members: Any) -> tuple[Any, Any]:
+    """(n, K) beliefs and (n,) situations of the customers, from their histories."""
+    from winback.models.response_fit import beliefs
+
+    read = read_panel(run, models.catalogue, among=members)
+    belief = beliefs(models.response, read.panel)
+    ids = np.array(known["customer_id"].to_pylist(), dtype=object)
+    customers = read.panel.customer[read.at_hand]
+    if not np.array_equal(read.customer_id[customers], np.sort(ids)):
+        raise NotFittedError(
+            f"expected a snapshot of the day for each of {len(ids)} customers, came "
+            f"{len(customers)}. Run dbt_features again."
+        )
+    place = read.at_hand[np.searchsorted(read.customer_id, ids)]
+    return belief[place], read.panel.situation[place]
 
 
 def _better(run: Run, known: "pa.Table", models: _Models, alone: "Response") -> tuple[Any, Any]:
@@ -157,26 +185,6 @@ def _better(run: Run, known: "pa.Table", models: _Models, alone: "Response") -> 
     chance, margin = forecast_without_coupon(run, models.profit, known)
     own_margin = alone.margin[:, 0] / np.maximum(own, 1e-9)
     return models.stack.baseline(own, chance), models.stack.margins(own_margin, margin)
-
-
-def _places(outlook: "pa.Table", known: "pa.Table") -> Any:
-    """(n,) row of each customer in the outlook."""
-    import pyarrow.compute as pc
-
-    places = pc.index_in(known["customer_id"], value_set=outlook["customer_id"].combine_chunks())
-    if places.null_count:
-        raise NotFittedError(
-            f"expected an outlook for each of {known.num_rows} customers, {places.null_count} have "
-            "none. Run plan again, after dbt_features."
-        )
-    return places
-
-
-def _matrix(column: "pa.ChunkedArray") -> Any:
-    """(n, …) of a column of equally long lists."""
-    lists = column.combine_chunks()
-    width = lists.type.list_size
-    return lists.flatten().to_numpy().reshape(-1, width)
 
 
 def _memberships(rows: "pa.Table", limits: Sequence[LimitSetting]) -> Any:
@@ -200,11 +208,20 @@ def _spread(values: Any, rows: Any, otherwise: Any) -> Any:
     return full
 
 
-def _customers_query(run: Run) -> tuple[str, dict[str, Any]]:
+def _shard(run: Run, shard: int, shards: int) -> Any:
+    """The query of a shard's customers."""
+    from psycopg import sql
+
+    numbers = {"shard": sql.Literal(shard), "shards": sql.Literal(shards)}
+    as_of = sql.Literal(run.as_of)
+    return sql.SQL(SHARD).format(schema=run.names["schema"], as_of=as_of, **numbers)
+
+
+def _customers_query(run: Run, members: Any) -> tuple[str, dict[str, Any]]:
     from psycopg import sql
 
     stored = (name for name in run.settings.state_bins if name != P_ALIVE)  # p_alive is a score
     wanted = dict.fromkeys((*PROFIT_FEATURES, *stored, CATEGORY))
     columns = sql.SQL(", ").join(sql.Identifier("snapshots", name) for name in wanted)
     rules = {"gap_days": run.settings.gap_days, "max_contacts": run.settings.max_contacts}
-    return KNOWN_CUSTOMERS, {**run.names, "columns": columns, **rules}
+    return KNOWN_CUSTOMERS, {**run.names, "columns": columns, "shard": members, **rules}

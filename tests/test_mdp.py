@@ -9,6 +9,7 @@ from worlds import live_by, policy_iteration
 
 from winback.models.errors import SettingsError
 from winback.models.long_run import (
+    CERTAINTY,
     CHECKED_PERIODS,
     MOST_OFTEN,
     Today,
@@ -339,7 +340,7 @@ def test_cost_of_the_chosen_equals_a_loop_over_the_latest_windows(panel):
             square += (weight * (panel.purchased[row] - expected)) ** 2
     factor = cost_of_the_chosen(mixed, purchase, cost, chosen)
     assert factor > 1
-    assert factor == pytest.approx((came + square**0.5) / said)  # one standard error up
+    assert factor == pytest.approx((came + CERTAINTY * square**0.5) / said)
 
 
 def test_cost_of_the_chosen_is_not_below_1_nor_made_of_a_handful_of_purchases(panel):

@@ -11,6 +11,7 @@ import pytest
 from worlds import panel_of
 
 from winback.models import policy_value, world_log
+from winback.models.cross_fitting import Plan, Rules, fit_halves, one_hot, view
 from winback.models.off_policy import (
     DIRECT,
     DOUBLY_ROBUST,
@@ -26,12 +27,7 @@ from winback.models.policy_value import (
     LOGGED,
     MEAN,
     NONE,
-    Plan,
-    Rules,
-    cross_fit,
     evaluate,
-    halves,
-    one_hot,
     valued_rows,
 )
 from winback.models.response_fit import fit_response
@@ -75,15 +71,15 @@ def valued(seed, monkeypatch, customers=4000, weeks=20):
     """One log and its evaluation with γ = 0; the true value of the challenger, of none."""
     world = make_world(WorldConfig(seed=seed))
     history, state = lived(world, customers, weeks, seed, monkeypatch)
-    panel, half = panel_of(history), halves(customers, 0)
+    panel = panel_of(history)
+    learned = fit_halves(panel, RULES.face_values)
     rows = valued_rows(panel, 12)
     plan = Plan(fit_response(panel, RULES.face_values, max_iterations=5).model, RULES)
-    found = evaluate(panel, plan)
-    views = cross_fit(panel, RULES, half)
+    found = evaluate(panel, learned, plan)
     policy = np.zeros((len(rows), COUPONS))
-    for part, view in enumerate(views):
-        mine = half[panel.customer[rows]] == part
-        policy[mine] = view.greedy(rows[mine])
+    for part, other in enumerate(learned.views(panel, RULES)):
+        mine = learned.half[panel.customer[rows]] == part
+        policy[mine] = other.greedy(rows[mine])
     true = exact(world, history, state, panel, rows, PRICE)
     return found, float((policy * true).sum(axis=1).mean()), float(true[:, 0].mean())
 
@@ -144,20 +140,20 @@ def said_and_true(seed, monkeypatch, customers, draws):
     """Estimates of challenger and challenger − none on one log, each with the truth."""
     world = make_world(WorldConfig(seed=seed % 7))
     history, state = lived(world, customers, 20, seed, monkeypatch)
-    panel, half = panel_of(history), halves(customers, seed)
-    rows = valued_rows(panel, 1)
-    views = cross_fit(panel, BOLD, half)
-    log, policies, _, q = policy_value._cross_valued(views, rows, half)
+    panel = panel_of(history)
+    learned = fit_halves(panel, BOLD.face_values, seed=seed)
+    rows, views = valued_rows(panel, 1), learned.views(panel, BOLD)
+    log, policies, _, q = policy_value._cross_valued(views, rows, learned.half)
     said = (
         estimate(log, policies[CHALLENGER], DOUBLY_ROBUST, q),
         difference(log, policies[CHALLENGER], policies[NONE], DOUBLY_ROBUST, q),
     )
     true = np.zeros(2)
-    for part, view in enumerate(views):
-        mine = half[panel.customer[rows]] == part
+    for part, other in enumerate(views):
+        mine = learned.half[panel.customer[rows]] == part
         values = [
             truth_by_living_again(
-                world, history, state, view, rows[mine], policies[name][mine], draws, seed
+                world, history, state, other, rows[mine], policies[name][mine], draws, seed
             )
             for name in (CHALLENGER, NONE)
         ]
@@ -201,9 +197,14 @@ def response(panel):
     return fit_response(panel, LONG.face_values, classes=3, max_iterations=15).model
 
 
-def test_a_plan_against_itself_differs_by_nothing(panel, response):
+@pytest.fixture(scope="module")
+def learned(panel):
+    return fit_halves(panel, LONG.face_values, classes=3)
+
+
+def test_a_plan_against_itself_differs_by_nothing(panel, response, learned):
     plan = Plan(response, LONG)
-    found = evaluate(panel, plan, replace(plan, until=int(panel.period.max())), classes=3)
+    found = evaluate(panel, learned, plan, replace(plan, until=int(panel.period.max())))
     versus = found.versus_champion
     assert (versus.value, versus.lower, versus.upper, versus.disagreement) == (0, 0, 0, 0)
     assert found.estimates[AS_IS] == found.estimates[CHAMPION]
@@ -211,9 +212,9 @@ def test_a_plan_against_itself_differs_by_nothing(panel, response):
     assert set(found.estimates[NONE]) == set(ESTIMATORS)
 
 
-def test_what_was_done_is_worth_the_mean_of_what_came(panel, response):
+def test_what_was_done_is_worth_the_mean_of_what_came(panel, response, learned):
     """γ = 0: by hand from the panel's columns."""
-    found = evaluate(panel, Plan(response, RULES), classes=3, periods=5)
+    found = evaluate(panel, learned, Plan(response, RULES), periods=5)
     last = panel.period.max() - 1
     rows = panel.closed & (panel.period > last - 5)
     coupon, cost = panel.coupon[rows], panel.cost[rows]
@@ -224,9 +225,9 @@ def test_what_was_done_is_worth_the_mean_of_what_came(panel, response):
     assert found.given[NONE] == 0
 
 
-def test_what_none_is_worth_by_hand(panel, response):
+def test_what_none_is_worth_by_hand(panel, response, learned):
     """γ = 0: weighted means by hand, from the decisions without a coupon."""
-    found = evaluate(panel, Plan(response, RULES), classes=3, periods=5)
+    found = evaluate(panel, learned, Plan(response, RULES), periods=5)
     rows = panel.closed & (panel.period > panel.period.max() - 6)
     weighted = np.where(panel.coupon == 0, panel.margin, 0.0)[rows] / panel.propensity[rows]
     assert found.estimates[NONE][IPS].value == pytest.approx(weighted.mean())
@@ -245,30 +246,32 @@ def test_a_worse_champion_is_beaten_and_a_better_one_is_not():
     keen[:, -1] += 9.0  # the largest coupon sells to everybody, it believes
     until = int(panel.period.max())
     rash = Plan(replace(response, coefficients=keen), RULES, until)
-    found = evaluate(panel, plan, rash)
+    learned = fit_halves(panel, RULES.face_values)
+    found = evaluate(panel, learned, plan, rash)
     assert found.given[CHAMPION] > found.given[AS_IS] + 0.2
     assert found.versus_champion.lower > 0
-    back = evaluate(panel, rash, replace(plan, until=until))
+    back = evaluate(panel, learned, rash, replace(plan, until=until))
     assert back.versus_champion.upper < 0
     assert back.versus_champion.value == pytest.approx(-found.versus_champion.value)
 
 
-def test_a_champion_that_has_seen_nothing_meets_the_cross_fitted_challenger(panel, response):
+def test_a_champion_that_has_seen_nothing_meets_the_cross_fitted_challenger(
+    panel, response, learned
+):
     """Oracle: the difference of the two policies' own estimates, which are linear."""
     careful = Plan(response, replace(LONG, pessimism=9.0), until=0)
-    found = evaluate(panel, Plan(response, LONG), careful, classes=3)
+    found = evaluate(panel, learned, Plan(response, LONG), careful)
     values = [found.estimates[name][DOUBLY_ROBUST].value for name in (CHALLENGER, CHAMPION)]
     assert found.versus_champion.value == pytest.approx(values[0] - values[1])
 
 
-def test_nobody_is_valued_by_a_model_that_saw_them(panel, monkeypatch):
-    """Oracle: outcomes of one half are replaced by nonsense; only the other half's views move."""
-    half = halves(panel.customers, 0)
-    first = cross_fit(panel, LONG, half, classes=2)
-    rubbish = np.where(half[panel.customer] == 0, 999.0 * panel.purchased, panel.margin)
-    second = cross_fit(replace(panel, margin=rubbish), LONG, half, classes=2)
-    assert np.array_equal(first[0].plan.response.margin, second[0].plan.response.margin)
-    assert not np.array_equal(first[1].plan.response.margin, second[1].plan.response.margin)
+def test_nobody_is_valued_by_a_model_that_saw_them(panel):
+    """Oracle: outcomes of one half are replaced by nonsense; only the other half's model moves."""
+    first = fit_halves(panel, LONG.face_values, classes=2)
+    rubbish = np.where(first.half[panel.customer] == 0, 999.0 * panel.purchased, panel.margin)
+    second = fit_halves(replace(panel, margin=rubbish), LONG.face_values, classes=2)
+    assert np.array_equal(first.models[0].margin, second.models[0].margin)
+    assert not np.array_equal(first.models[1].margin, second.models[1].margin)
 
 
 def test_decisions_without_a_choice_or_follow_up_are_left_out(panel):
@@ -280,27 +283,25 @@ def test_decisions_without_a_choice_or_follow_up_are_left_out(panel):
     assert np.array_equal(valued_rows(replace(panel, propensity=certain), 3), rows[7:])
 
 
-@pytest.mark.parametrize("what", ["no offers", "no purchases", "no choice", "one customer"])
-def test_a_log_that_teaches_nothing_has_no_values(panel, response, what):
+@pytest.mark.parametrize("what", ["no offers", "no purchases", "one customer"])
+def test_a_log_that_teaches_nothing_has_no_halves(panel, what):
     poor = {
         "no offers": replace(panel, coupon=np.zeros_like(panel.coupon)),
         "no purchases": replace(panel, purchased=np.zeros_like(panel.purchased)),
-        "no choice": replace(panel, propensity=np.ones_like(panel.propensity)),
         "one customer": panel.take(np.array([0])),
     }[what]
-    assert evaluate(poor, Plan(response, LONG)) is None
+    assert fit_halves(poor, LONG.face_values) is None
 
 
-def test_many_customers_are_sampled(panel, response, monkeypatch):
-    monkeypatch.setattr(policy_value, "MAX_CUSTOMERS", 700)
-    found = evaluate(panel, Plan(response, LONG), classes=2)
-    assert 600 < found.customers <= 700
+def test_a_log_without_a_choice_has_no_values(panel, response, learned):
+    sure = replace(panel, propensity=np.ones_like(panel.propensity))
+    assert evaluate(sure, learned, Plan(response, LONG)) is None
 
 
 def test_coupons_that_may_not_be_given_are_not(panel, response):
     only = replace(LONG, offered=np.array([True, False, True, False]), pessimism=0.0)
-    view = policy_value.view(Plan(response, only), panel, panel, panel.customers)
-    given = view.greedy(valued_rows(panel, 4)).argmax(axis=1)
+    seen = view(Plan(response, only), panel, panel)
+    given = seen.greedy(valued_rows(panel, 4)).argmax(axis=1)
     assert set(given) <= {0, 2}
     assert 2 in given
 
