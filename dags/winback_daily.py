@@ -26,6 +26,7 @@ from winback.operators.plan import PlanOperator
 from winback.operators.progress import task_failed, task_started, task_succeeded
 from winback.operators.publish import PublishOperator
 from winback.operators.report import ReportOperator
+from winback.operators.score_customers import ListShardsOperator, ScoreCustomersOperator
 from winback.operators.start_run import StartRunOperator
 from winback.operators.train_profit import TrainProfitOperator
 
@@ -34,10 +35,11 @@ DOC = """
 
 Orders and past coupons become features (dbt), the features become forecasts (BG/NBD: who will buy
 anyway; Transformer: what a purchase with each coupon brings), the forecasts become a plan
-(Dyna-Q: what a coupon does to the weeks after) and the plan becomes one decision per customer
-within the coupon budget. Great Expectations checks the data between the steps; if a check or a
-task fails, yesterday's recommendations and Q-table stay. They stay as well if the new plan looks
-worse on the log than theirs (the run is `held`; the param `override_gate` publishes it).
+(Dyna-Q: what a coupon does to the weeks after), all customers are scored by it in parts, and the
+scores become one decision per customer within the coupon budget. Great Expectations checks the
+data between the steps; if a check or a task fails, yesterday's recommendations and Q-table stay.
+They stay as well if the new plan looks worse on the log than theirs (the run is `held`; the param
+`override_gate` publishes it).
 
 Results: `winback.current_recommendations` in the warehouse, `winback:current` in Redis.
 """
@@ -97,6 +99,11 @@ with DAG(
     )
     fit_response = FitResponseOperator(task_id="fit_response", **run)
     plan = PlanOperator(task_id="plan", **run)
+    list_shards = ListShardsOperator(task_id="list_shards", **run)
+    shards: Any = list_shards.output
+    score_customers = ScoreCustomersOperator.partial(
+        task_id="score_customers", **run
+    ).expand_kwargs(shards)
     allocate_coupons = AllocateCouponsOperator(task_id="allocate_coupons", **run)
     evaluate_policy = EvaluatePolicyOperator(task_id="evaluate_policy", **run)
     check_recommendations = CheckDataOperator(
@@ -135,6 +142,8 @@ with DAG(
         train_profit,
         fit_response,
         plan,
+        list_shards,
+        score_customers,
         allocate_coupons,
         evaluate_policy,
         check_recommendations,

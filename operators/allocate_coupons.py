@@ -1,4 +1,4 @@
-"""Step: forecast every customer with every coupon, and decide within the budget."""
+"""Step: decide within the budget, from what is expected of every customer."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,7 +23,7 @@ from winback.operators.artifacts import RESPONSE_MODEL
 from winback.operators.base import WinbackOperator
 from winback.operators.budget import run_budget
 from winback.operators.run import Run
-from winback.operators.score_customers import Scored, score_customers
+from winback.operators.score_customers import Scored, read_scored
 from winback.operators.snapshots import Catalogue, read_catalogue
 from winback.operators.warehouse import write_work
 
@@ -51,14 +51,14 @@ def allocate(run: Run) -> dict[str, Any]:
 
     Raises:
         DataError: the budget is not settled, or an input is missing.
-        NotFittedError: the profit model has not been trained in this run.
+        NotFittedError: customers have not been scored in this run.
         SettingsError: ``allowed_coupons`` names a coupon that the catalogue lacks.
     """
     full, settings = read_catalogue(run), run.settings
     offered = full.positions(settings.allowed_coupons)
     catalogue = full.take(offered)
     budget = run_budget(run)
-    scored = score_customers(run, offered)
+    scored = read_scored(run, offered)
     decisions = decide(
         Customers(
             scored.customer_id, scored.can_contact, scored.has_purchased, scored.recent_contact

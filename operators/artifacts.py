@@ -12,6 +12,7 @@ from winback.models.errors import NotFittedError, StoreUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pyarrow as pa
     from upath import UPath
 
 SURVIVAL = "survival.json"
@@ -22,6 +23,7 @@ RESPONSE_MODEL, RESPONSE_STACK = "response.safetensors", "response_stack.json"
 RESPONSE_HALVES = "response_halves.safetensors"
 OVERLAP, PROPENSITIES = "overlap.json", "propensities.safetensors"
 PLAN, PLAN_TABLES = "plan.json", "plan.safetensors"
+SCORES = "scores_{shard}_of_{shards}.parquet"
 GATE = "gate.json"
 REPORT = "report.html"
 
@@ -101,6 +103,22 @@ class Artifacts:
 
         arrays: dict[str, Any] = load(self.read_bytes(name))
         return arrays
+
+    def write_table(self, name: str, table: "pa.Table") -> str:
+        """Write an Arrow table as Parquet."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        sink = pa.BufferOutputStream()
+        parquet.write_table(table, sink)
+        return self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def read_table(self, name: str) -> "pa.Table":
+        """Read an Arrow table."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        return parquet.read_table(pa.BufferReader(self.read_bytes(name)))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Any]) -> str:
         """Write named tensors as safetensors."""

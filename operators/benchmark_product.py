@@ -159,11 +159,14 @@ def respond(run: Run) -> None:
 
 
 def plan_and_allocate(run: Run) -> None:
-    """Plan, and decide for every customer."""
+    """Plan, score every customer, and decide."""
     from winback.operators.allocate_coupons import allocate
     from winback.operators.plan import plan
+    from winback.operators.score_customers import list_shards, score_shard
 
     plan(run)
+    for part in list_shards(run):
+        score_shard(run, **part)
     allocate(run)
 
 

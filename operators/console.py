@@ -23,6 +23,8 @@ STEPS = {  # the DAG's tasks, in its order, in words
     "train_profit": "Train the profit forecast (Transformer)",
     "fit_response": "Learn who responds to which coupon",
     "plan": "Plan for the long run (Dyna-Q)",
+    "list_shards": "Split the customers into parts",
+    "score_customers": "Score the customers",
     "allocate_coupons": "Decide within the budget",
     "evaluate_policy": "Compare with the current policy (gate)",
     "check_recommendations": "Check the recommendations",
@@ -81,7 +83,8 @@ class RunView:
         task = event["task"]
         if task in STEPS:
             number, seconds = list(STEPS).index(task) + 1, event["at"] - self._started[task]
-            step = f"[green]✓[/] {number:2d}/{len(STEPS)}  {STEPS[task]:<42}"
+            part = f", part {event['part'] + 1}" if event.get("part", -1) > 0 else ""
+            step = f"[green]✓[/] {number:2d}/{len(STEPS)}  {STEPS[task] + part:<42}"
             self.console.print(f"  {step} {seconds:6.1f} s", highlight=False)
 
     def _show_failed(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:

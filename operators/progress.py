@@ -19,12 +19,18 @@ def report(event: str, **details: Any) -> None:
 
 def task_started(context: Any) -> None:
     """Airflow's ``on_execute_callback``."""
-    report("started", task=context["ti"].task_id)
+    report("started", **_task(context))
 
 
 def task_succeeded(context: Any) -> None:
     """Airflow's ``on_success_callback``."""
-    report("succeeded", task=context["ti"].task_id)
+    report("succeeded", **_task(context))
+
+
+def _task(context: Any) -> dict[str, Any]:
+    """Which task, and which part of it where it is mapped (from 0; −1: it is not)."""
+    task = context["ti"]
+    return {"task": task.task_id, "part": getattr(task, "map_index", -1)}
 
 
 def task_failed(context: Any) -> None:

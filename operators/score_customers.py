@@ -1,15 +1,17 @@
-"""What is expected of every known customer with every coupon, from all models of the run."""
+"""Step: what is expected of every customer with every coupon, part by part of the customers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from airflow.sdk import Context
 
 from winback.models.errors import NotFittedError
 from winback.models.settings import LimitSetting
 from winback.models.states import CATEGORY, StateSpace
-from winback.operators.artifacts import PLAN, PLAN_TABLES, RESPONSE_STACK
+from winback.operators.artifacts import PLAN, PLAN_TABLES, RESPONSE_STACK, SCORES
+from winback.operators.base import WinbackOperator
 from winback.operators.fit_response import (
     forecast_without_coupon,
     read_profit_model,
@@ -54,6 +56,9 @@ where as_of = {as_of} and (hashtext(customer_id) & 2147483647) % {shards} = {sha
 COUNT = "select count(*) from {schema}.customers_known where as_of = {as_of}"
 
 
+BY_COUPON = ("margin", "cost", "future", "support", "doubt")
+
+
 @dataclass(frozen=True)
 class Scored:
     """What decisions need of each known customer, (n,) or (n, A); no history any more."""
@@ -87,23 +92,93 @@ class _Models:
     space: StateSpace
 
 
-def count_shards(run: Run) -> int:
-    """How many parts the customers known at ``as_of`` are scored in, at least 1."""
-    customers: int = read_table(run.url, COUNT, run.names).column(0)[0].as_py()
-    return max(1, -(-customers // run.settings.shard_customers))
+class ListShardsOperator(WinbackOperator):
+    """The parts that customers are scored in, one mapping each."""
+
+    def execute(self, context: Context) -> list[dict[str, int]]:
+        return list_shards(self.current_run())
 
 
-def score_customers(run: Run, offered: list[int]) -> Scored:
-    """Forecast all customers known at ``as_of``, with the coupons ``offered`` (their positions).
+class ScoreCustomersOperator(WinbackOperator):
+    """Score one part of the customers; what is expected of them becomes an artifact.
 
-    Shard by shard: histories are large, what is kept of them is small.
+    Args:
+        shard: number of the part.
+        shards: how many there are.
+    """
+
+    def __init__(self, *, shard: int = 0, shards: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shard = shard
+        self.shards = shards
+
+    def execute(self, context: Context) -> int:
+        return score_shard(self.current_run(), self.shard, self.shards)
+
+
+def list_shards(run: Run) -> list[dict[str, int]]:
+    """The parts of the customers known at ``as_of``, at least one."""
+    customers = read_table(run.url, COUNT, run.names).column(0)[0].as_py()
+    shards = max(1, -(-customers // run.settings.shard_customers))
+    return [{"shard": shard, "shards": shards} for shard in range(shards)]
+
+
+def score_shard(run: Run, shard: int, shards: int) -> int:
+    """Forecast a part of the customers with every coupon; return how many they are.
 
     Raises:
         NotFittedError: a step before this one has not run.
     """
-    models, shards = _read_models(run), count_shards(run)
-    parts = [astuple(_score(run, models, offered, shard, shards)) for shard in range(shards)]
-    return Scored(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    scored = _score(run, _read_models(run), _shard(run, shard, shards))
+    table = _to_table(scored)
+    run.artifacts.write_table(SCORES.format(shard=shard, shards=shards), table)
+    return int(table.num_rows)
+
+
+def read_scored(run: Run, offered: list[int]) -> Scored:
+    """What all parts hold, by customer id, with the coupons ``offered`` (their positions).
+
+    Raises:
+        NotFittedError: a part has not been scored.
+    """
+    import pyarrow as pa
+
+    parts = [run.artifacts.read_table(SCORES.format(**part)) for part in list_shards(run)]
+    table = pa.concat_tables(parts).combine_chunks()
+    table = table.take(pa.compute.sort_indices(table["customer_id"]))
+    columns = {"in_limit": np.zeros((table.num_rows, 0), np.bool_)}
+    columns |= {name: _from_column(table[name]) for name in table.column_names}
+    columns |= {name: columns[name][:, offered] for name in BY_COUPON}
+    return Scored(**columns)
+
+
+def _to_table(scored: Scored) -> "pa.Table":
+    """One row per customer; what goes by coupon or limit as lists."""
+    import pyarrow as pa
+
+    columns = {}
+    for name, values in vars(scored).items():
+        if values.ndim == 2 and values.shape[1] == 0:
+            continue  # no limits: Parquet knows no lists of nothing
+        if values.ndim == 2:
+            flat = pa.array(np.ascontiguousarray(values).ravel())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        else:
+            columns[name] = pa.array(values)
+    return pa.table(columns)
+
+
+def _from_column(column: "pa.ChunkedArray") -> Any:
+    """(n,) or (n, …) values; texts as objects, None where missing."""
+    import pyarrow as pa
+
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):  # of no rows
+        values = pa.concat_arrays(values.chunks)
+    if pa.types.is_fixed_size_list(values.type):
+        width = values.type.list_size
+        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), width)
+    return values.to_numpy(zero_copy_only=False)
 
 
 def _read_models(run: Run) -> _Models:
@@ -125,11 +200,10 @@ def _read_models(run: Run) -> _Models:
     )
 
 
-def _score(run: Run, models: _Models, offered: list[int], shard: int, shards: int) -> Scored:
+def _score(run: Run, models: _Models, members: Any) -> Scored:
     from winback.models.long_run import over_classes
     from winback.models.response import respond
 
-    members = _shard(run, shard, shards)
     rows = read_table(run.url, *_customers_query(run, members))
     purchased = rows["has_purchased"].to_numpy()
     known = rows.filter(purchased)
@@ -144,7 +218,7 @@ def _score(run: Run, models: _Models, offered: list[int], shard: int, shards: in
     encoded = models.space.encode({name: known[name].to_numpy() for name in models.space.features})
 
     def spread(table: Any) -> Any:
-        return _spread(table[:, offered], purchased, 0.0)
+        return _spread(table, purchased, 0.0)
 
     return Scored(
         np.array(rows["customer_id"].to_pylist(), dtype=object),

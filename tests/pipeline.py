@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import psycopg
 import redis
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from psycopg import sql
 
 from winback.dags.winback_daily import dag
@@ -58,17 +59,24 @@ class DailyRun:
 
     def execute(self, task_id: str) -> Any:
         """Execute one task of the DAG with its templates filled in."""
-        operator = self._filled_in(task_id)
         try:
-            self.results[task_id] = operator.execute(self._context(task_id))
+            self.results[task_id] = self._execute(task_id)
         except Exception as error:
             kind = type(error).__name__
             self.failures.append({"task": task_id, "kind": kind, "error": str(error)})
             raise
         return self.results[task_id]
 
-    def _filled_in(self, task_id: str) -> Any:
-        operator = copy(dag.get_task(task_id))
+    def _execute(self, task_id: str) -> Any:
+        task, context = dag.get_task(task_id), self._context(task_id)
+        if not isinstance(task, MappedOperator):
+            return self._filled_in(task_id, copy(task)).execute(context)
+        if "list_shards" not in self.results:
+            self.execute("list_shards")
+        parts = map(task.unmap, self.results["list_shards"])
+        return [self._filled_in(task_id, part).execute(context) for part in parts]
+
+    def _filled_in(self, task_id: str, operator: Any) -> Any:
         if task_id == "start_run":
             return operator
         started = self.results.get("start_run") or self.execute("start_run")

@@ -166,7 +166,7 @@ def test_a_failed_run_does_not_overwrite_the_record_of_a_published_one(shop):
 
 @pytest.mark.parametrize(
     ("task", "artifact"),
-    [("train_profit", "survival.json"), ("plan", "response.safetensors")],
+    [("train_profit", "survival.json"), ("plan", "propensities.safetensors")],
 )
 def test_a_missing_artifact_names_itself(servers, task, artifact):
     with copy_of(checked_template(servers), servers) as shop:

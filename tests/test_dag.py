@@ -35,6 +35,8 @@ ORDER = [
     "train_profit",
     "fit_response",
     "plan",
+    "list_shards",
+    "score_customers",
     "allocate_coupons",
     "evaluate_policy",
     "check_recommendations",

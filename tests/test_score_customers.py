@@ -1,0 +1,60 @@
+"""Scoring in parts, on a real server. Oracle: the same customers scored in one pass."""
+
+import numpy as np
+import pytest
+from pipeline import checked_template, copy_of
+
+from winback.models.errors import NotFittedError
+from winback.models.settings import load_settings
+from winback.operators.allocate_coupons import allocate
+from winback.operators.run import Run
+from winback.operators.score_customers import list_shards, read_scored, score_shard
+
+DECIDED = """
+select customer_id, decision_id, coupon_id, treatment_group, suppression_reason, state, propensity
+from winback_work.recommendations order by customer_id
+"""
+MONEY = """
+select expected_profit, expected_cost, expected_uplift, q_value, long_run_uplift
+from winback_work.recommendations order by customer_id
+"""
+
+
+@pytest.fixture
+def shop(servers):
+    with copy_of(checked_template(servers), servers) as shop:
+        yield shop
+
+
+def run_of(shop, **settings):
+    chosen = load_settings({"artifacts_uri": shop.artifacts.as_uri(), **settings})
+    return Run(shop.url, shop.as_of, "first", chosen)
+
+
+def test_parts_give_the_same_recommendations_as_one_pass(shop):
+    one_pass, money = shop.query(DECIDED), np.array(shop.query(MONEY), dtype=float)
+    run = run_of(shop, shard_customers=45)
+    parts = list_shards(run)
+    assert len(parts) == 7  # of 315 customers
+    sizes = [score_shard(run, **part) for part in parts]
+    assert sum(sizes) == len(one_pass)
+    assert min(sizes) > 20
+    allocate(run)
+    assert shop.query(DECIDED) == one_pass
+    in_parts = np.array(shop.query(MONEY), dtype=float)
+    assert in_parts == pytest.approx(
+        money, rel=1e-5, abs=1e-6
+    )  # the Transformer's sums are float32
+
+
+def test_a_part_that_is_missing_is_named_and_scored_alone(shop):
+    run = run_of(shop, shard_customers=120)
+    parts = list_shards(run)
+    for part in parts[:-1]:
+        score_shard(run, **part)
+    with pytest.raises(NotFittedError, match="scores_2_of_3.parquet, found nothing"):
+        read_scored(run, [0, 1])
+    score_shard(run, **parts[-1])
+    scored = read_scored(run, [0, 2])
+    assert scored.margin.shape == (len(shop.query(DECIDED)), 2)
+    assert list(scored.customer_id) == sorted(scored.customer_id)
