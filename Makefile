@@ -9,7 +9,7 @@ INSTALLED := .venv/installed
 export WINBACK_DATA_DIR := $(CURDIR)/.winback
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up clean
+.PHONY: help demo test lint up bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: $(INSTALLED)  ## Check style, types (strict) and SQL
 up: $(INSTALLED)  ## Start Postgres, Redis and Airflow with its pages, until Ctrl-C
 	$(BIN)/winback up
 
+bench: $(INSTALLED)  ## Measure every step beside today's tools; hours (BENCH="--quick": minutes)
+	$(BIN)/winback bench $(BENCH) -o docs/benchmarks.md
+
 clean:  ## Remove the virtual environment, caches and build results
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -rf dbt_project/target dbt_project/logs
@@ -41,6 +44,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing winback and what it needs into .venv: about 2 GB, some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,bench]'
 	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/winback  # mypy finds ./operators as winback.operators
 	touch $@

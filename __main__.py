@@ -1,4 +1,4 @@
-"""Command line of winback: ``winback demo | run | up | export | rollback | benchmark``."""
+"""Command line of winback: ``winback demo | run | up | export | rollback | bench | benchmark``."""
 
 import argparse
 import os
@@ -40,6 +40,8 @@ def _dispatch(command: str, options: dict[str, Any]) -> int:
         return commands.run(_given(options), data_dir)
     if command == "export":
         return commands.export(options["as_of"].isoformat(), options["output"], data_dir)
+    if command == "bench":
+        return commands.bench(**options, data_dir=data_dir)
     if command == "benchmark":
         options["settings"] = _named_settings(options["settings"])
         return commands.benchmark(**options, data_dir=data_dir)
@@ -62,8 +64,29 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--as-of", type=_date, required=True, help="decision date, YYYY-MM-DD")
     export.add_argument("-o", "--output", type=Path, required=True, help="the CSV file")
     _command(commands, "rollback", "serve the previous Q-table from Redis again")
+    _add_bench(commands)
     _add_benchmark(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    command = _command(commands, "bench", "each step's speed and memory beside today's tools")
+    command.add_argument("steps", nargs="*", metavar="STEP", help="empty: all")
+    command.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="instead of each step's own (customers, rows, states, …)",
+    )
+    command.add_argument("--quick", action="store_true", help="small sizes: minutes, not hours")
+    for option, default, help_text in (
+        ("--repeats", 3, "runs of each side, in turns (default: %(default)s)"),
+        ("--weeks", 26, "of history in the warehouses it makes (default: %(default)s)"),
+    ):
+        command.add_argument(option, type=int, default=default, metavar="N", help=help_text)
+    command.add_argument("-o", "--output", type=Path, metavar="FILE.md", help="page to write")
 
 
 def _add_benchmark(commands: Any) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincinv
 
 from winback.models.calibration import CalibrationBin
 from winback.models.errors import DataError
@@ -106,6 +105,8 @@ def chance_psi(bins: int, reference_rows: int, current_rows: int) -> float:
     The reference holds a customer at many dates, which tells less than as many customers would: it
     counts for no more rows than the current window.
     """
+    from scipy.special import gammaincinv  # late: loading SciPy is slow, and a DAG file loads this
+
     if bins < 2:
         return 0.0
     independent = min(reference_rows, current_rows)

@@ -20,10 +20,10 @@ does to later situations counts only as far as ``reward`` includes a continuatio
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, poisson
 
 from winback.models.errors import DataError, SettingsError, first_rows
 
@@ -48,7 +48,8 @@ SAME_POLICY = 0.005  # of decisions: where policies differ less, no difference c
 THRESHOLDS = 21  # candidates for τ, as many as in the paper's experiments
 ROUNDING = 1 + 1e-9  # equal weights stay on one side of τ
 # Poisson(1) by a table of its quantiles: drawn ten times as fast, mean and variance to 10⁻³
-POISSON = np.searchsorted(poisson.cdf(np.arange(9), 1), (np.arange(2**16) + 0.5) / 2**16) * 1.0
+POISSON_CDF = np.cumsum([math.exp(-1) / math.factorial(n) for n in range(9)])
+POISSON = np.searchsorted(POISSON_CDF, (np.arange(2**16) + 0.5) / 2**16) * 1.0
 MAX_SUM_ERROR = 1e-6  # of a row's probabilities: far above rounding
 TINY = 1e-12  # relative variance of a draw that holds none of the customers that matter
 
@@ -285,7 +286,7 @@ def _interval(linear: _Linear, level: float, draws: int, seed: int) -> tuple[flo
         return linear.value, linear.value
     statistic = _bootstrap_t(u, draws, seed)
     low, high = np.quantile(statistic, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    z = float(norm.ppf((1 + level) / 2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     return linear.value - max(high, z) * error, linear.value - min(low, -z) * error
 
 

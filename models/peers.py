@@ -121,7 +121,7 @@ def decide(name: str, data: PeerData, learners: Learners) -> Decision:
     known = policies(data.face_values)
     if name not in known:
         raise SettingsError(f"policy: expected one of {', '.join(known)}; came {name!r}")
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # scikit-learn's OpenMP and BLAS: fits of half a second gain nothing
         return known[name](data, learners)

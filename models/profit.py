@@ -27,13 +27,13 @@ from winback.models.profit_calibration import (
     Calibration,
     Redemption,
 )
+from winback.models.profit_config import ProfitConfig
 from winback.models.profit_data import (
     NO_COUPON,
     SEQUENCE_DAYS,
     Floats,
     Forecast,
     Integers,
-    ProfitConfig,
     ProfitSchema,
     check_inputs,
 )

@@ -35,9 +35,9 @@ from winback.models.profit_calibration import (
     coupons_with_effect,
     estimate_redemption,
 )
+from winback.models.profit_config import ProfitConfig
 from winback.models.profit_data import (
     Booleans,
-    ProfitConfig,
     ProfitData,
     ProfitSchema,
     check_data,

@@ -108,7 +108,7 @@ def estimate_propensities(
             are fewer than two customers.
     """
     _check(features, coupon, customer, n_coupons)
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(seed)
     number = np.unique(customer, return_inverse=True)[1]

@@ -11,6 +11,7 @@ import numpy as np
 from winback.models.allocation import Floats, Ints
 from winback.models.decision import Decisions, Summary
 from winback.models.decision_inputs import NONE, Texts
+from winback.models.money import money
 
 WELL_KNOWN, KNOWN = 400, 100  # past offers: a 10 % response is known to ±3 and ±6 points
 ALL = slice(None)
@@ -100,12 +101,6 @@ def describe_run(summary: Summary, currency: str = "") -> str:
         f"{money(summary.expected_spend, currency)} of {money(summary.budget, currency)}, expected "
         f"gain {money(summary.long_run_uplift, currency)} in the long run."
     )
-
-
-def money(amount: float, currency: str = "") -> str:
-    """An amount for people: two decimals, thousands apart, a true minus and no minus zero."""
-    sign = "−" if round(amount, 2) < 0 else ""
-    return f"{sign}{abs(amount):,.2f} {currency}".rstrip()
 
 
 def _suppressed(gap_days: int, contacts: str) -> dict[str, str]:

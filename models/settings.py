@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from winback.models.errors import SettingsError, first_rows
-from winback.models.profit_data import ProfitConfig
+from winback.models.profit_config import ProfitConfig
 
 ENVIRONMENT_PREFIX = "WINBACK_"
 IDENTIFIER = r"^[a-z_][a-z0-9_]*$"  # a schema name that needs no quoting anywhere

@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import minimize
-from scipy.special import digamma, expit, gammaln
+from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from winback.models.errors import DataError, SettingsError
 from winback.models.histories import PurchaseHistories, checked_histories
+from winback.models.survival_likelihood import Likelihood, coarse
 
 Array = npt.NDArray[np.float64]
 
@@ -36,6 +38,7 @@ LOG_BOUND = 9.0  # |log parameter| in scaled time; e⁹ is "infinite" for a Gamm
 USEFUL_SHARE = 0.05  # of customers probably gone: fewer would hardly change a campaign
 NODES_PER_ROOT = 15  # times √(horizon / (α+T)): Gauss-Jacobi errors then stay below 1e-9
 FEWEST_NODES, MOST_NODES = 24, 1000
+TO_ROUNDING, NEARLY = 1e-14, 1e-9  # relative gain that ends a search: refits agree; a start
 STARTS = ((0.1, 1.0), (0.5, 3.0), (1.0, 1.0), (3.0, 10.0))  # (a, b): rare, usual, frequent, even
 
 
@@ -100,10 +103,14 @@ def fit_survival(
     data = PurchaseHistories.from_rows(frequency, recency, age, weights)
     if data.repeat_purchases == 0:
         return _fit_without_repeats(data, engine)
-    rate = _fit_without_dropout(data, penalizer)
-    if engine == "lifetimes":
-        return _judge(data, rate, _fit_lifetimes(data, penalizer), engine)
-    return _judge(data, rate, _fit_full(data, rate, penalizer), engine)
+    likelihood = Likelihood.of(data)
+    with threadpool_limits(1, "blas"):  # on four parameters, threads only wait for each other
+        rate = _fit_without_dropout(data, likelihood, penalizer)
+        if engine == "lifetimes":
+            full = _fit_lifetimes(data, penalizer)
+        else:
+            full = _fit_full(data, likelihood, rate, penalizer)
+    return _judge(data, likelihood, rate, full, engine)
 
 
 def probability_alive(
@@ -178,49 +185,17 @@ def gate_is_useful(alive: npt.ArrayLike) -> tuple[bool, str]:
     )
 
 
-def _log_likelihood(data: PurchaseHistories, log_parameters: Array) -> tuple[float, Array]:
-    """Mean log L and its gradient in the log-parameters (note 004, A1 to A4).
-
-    Two parameters (r, α) are the model without dropout, four (r, α, a, b) the full one. w4, the
-    probability of being gone, makes the gradient exact: it is the E-step of the mixture A3 | A4.
-    """
-    r, alpha = np.exp(log_parameters[:2])
-    x, share = data.x, data.weight / data.weight.sum()
-    log_age, log_recency = np.log(alpha + data.T), np.log(alpha + data.t_x)
-    a1 = _rise(gammaln, r, x) + r * np.log(alpha)
-    a3 = -(r + x) * log_age
-    if log_parameters.size == 2:
-        w4, a2, log_mix, tail = np.zeros_like(x), np.zeros_like(x), a3, []
-    else:
-        a, b = np.exp(log_parameters[2:])
-        last = b + np.maximum(x, 1) - 1
-        a4 = np.where(x > 0, np.log(a) - np.log(last) - (r + x) * log_recency, -np.inf)
-        log_mix = np.logaddexp(a3, a4)
-        w4 = np.exp(a4 - log_mix)
-        a2 = _rise(gammaln, b, x) - _rise(gammaln, a + b, x)
-        fall = _rise(digamma, a + b, x)
-        tail = [w4 - a * fall, b * (_rise(digamma, b, x) - fall - w4 / last)]
-    d_r = _rise(digamma, r, x) + np.log(alpha) - (1 - w4) * log_age - w4 * log_recency
-    d_alpha = r / alpha - (r + x) * ((1 - w4) / (alpha + data.T) + w4 / (alpha + data.t_x))
-    gradient = np.array([share @ part for part in (r * d_r, alpha * d_alpha, *tail)])
-    return float(share @ (a1 + a2 + log_mix)), gradient
-
-
-def _rise(function: Any, start: float, x: Array) -> Array:
-    """function(start + x) − function(start); frequencies repeat: each distinct one once."""
-    table = function(start + np.arange(int(x.max()) + 1))
-    return np.asarray(table[x.astype(np.int64)] - table[0])
-
-
-def _maximise(data: PurchaseHistories, starts: list[Array], penalizer: float) -> Array:
+def _maximise(
+    likelihood: Likelihood, starts: list[Array], penalizer: float, tolerance: float = TO_ROUNDING
+) -> Array:
     """The best of several L-BFGS-B runs on log-parameters (scaled time)."""
 
     def loss(log_parameters: Array) -> tuple[float, Array]:
-        value, gradient = _log_likelihood(data, log_parameters)
+        value, gradient = likelihood(log_parameters)
         squares = np.exp(2 * log_parameters)
         return -value + penalizer * squares.sum(), -gradient + 2 * penalizer * squares
 
-    options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9}  # to rounding: refits then agree
+    options = {"maxiter": 1000, "ftol": tolerance, "gtol": 1e-9}
     runs = [
         minimize(
             loss,
@@ -235,17 +210,23 @@ def _maximise(data: PurchaseHistories, starts: list[Array], penalizer: float) ->
     return np.asarray(min(runs, key=lambda run: run.fun).x)
 
 
-def _fit_without_dropout(data: PurchaseHistories, penalizer: float) -> Array:
+def _fit_without_dropout(
+    data: PurchaseHistories, likelihood: Likelihood, penalizer: float
+) -> Array:
     """log(r, α), scaled time, of the model with a = 0."""
     rate = data.repeat_purchases / float(data.weight @ data.T)
     starts = [np.log([r, r / rate]) for r in (0.3, 3.0)]  # rates that differ much and little
-    return _maximise(data, starts, penalizer)
+    return _maximise(likelihood, starts, penalizer)
 
 
-def _fit_full(data: PurchaseHistories, rate: Array, penalizer: float) -> Array:
-    """log(r, α, a, b), scaled time."""
+def _fit_full(
+    data: PurchaseHistories, likelihood: Likelihood, rate: Array, penalizer: float
+) -> Array:
+    """log(r, α, a, b), scaled time: the best start is found on rounded times."""
     starts = [np.concatenate([rate, np.log(dropout)]) for dropout in STARTS]
-    return _maximise(data, [*starts, np.zeros(4)], penalizer)
+    rough = Likelihood.of(coarse(data))
+    near = _maximise(rough, [*starts, np.zeros(4)], penalizer, NEARLY)
+    return _maximise(likelihood, [near], penalizer)
 
 
 def _fit_lifetimes(data: PurchaseHistories, penalizer: float) -> Array | None:
@@ -280,10 +261,16 @@ def _fit_without_repeats(data: PurchaseHistories, engine: str) -> SurvivalFit:
     )
 
 
-def _judge(data: PurchaseHistories, rate: Array, full: Array | None, engine: str) -> SurvivalFit:
+def _judge(
+    data: PurchaseHistories,
+    likelihood: Likelihood,
+    rate: Array,
+    full: Array | None,
+    engine: str,
+) -> SurvivalFit:
     """Accept the fit with dropout, or fall back to the one without and say why."""
-    without = _log_likelihood(data, rate)[0] * data.customers
-    with_dropout = without if full is None else _log_likelihood(data, full)[0] * data.customers
+    without = likelihood(rate)[0] * data.customers
+    with_dropout = without if full is None else likelihood(full)[0] * data.customers
     problem = _problem(data, full, with_dropout - without)
     r, alpha, a, b = (*np.exp(rate), 0.0, 1.0) if problem or full is None else np.exp(full)
     return SurvivalFit(

@@ -11,12 +11,7 @@ import numpy as np
 from airflow.sdk import Context
 
 from winback import __version__
-from winback.models.allocation import pick
-from winback.models.decision import Decisions, decide, summarise
-from winback.models.decision_inputs import Customers, Experiment, Outlook
 from winback.models.errors import SettingsError, first_rows
-from winback.models.limits import Limit
-from winback.models.reasons import describe_run, explain
 from winback.models.settings import LimitSetting, Settings
 from winback.models.situations import in_words
 from winback.operators.artifacts import RESPONSE_MODEL
@@ -29,6 +24,10 @@ from winback.operators.warehouse import write_work
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from winback.models.decision import Decisions
+    from winback.models.decision_inputs import Experiment, Outlook
+    from winback.models.limits import Limit
 
 DECIDED_NUMBERS = (
     *("is_exploration", "propensity", "expected_profit", "baseline_profit", "expected_uplift"),
@@ -54,6 +53,10 @@ def allocate(run: Run) -> dict[str, Any]:
         NotFittedError: customers have not been scored in this run.
         SettingsError: ``allowed_coupons`` names a coupon that the catalogue lacks.
     """
+    from winback.models.decision import decide, summarise
+    from winback.models.decision_inputs import Customers
+    from winback.models.reasons import describe_run
+
     full, settings = read_catalogue(run), run.settings
     offered = full.positions(settings.allowed_coupons)
     catalogue = full.take(offered)
@@ -75,8 +78,10 @@ def allocate(run: Run) -> dict[str, Any]:
     return {**asdict(summary), "budget_source": budget.source, "in_words": in_words}
 
 
-def _limits(settings: Settings, scored: Scored, catalogue: Catalogue) -> list[Limit]:
+def _limits(settings: Settings, scored: Scored, catalogue: Catalogue) -> "list[Limit]":
     """The settings' limits on these customers and coupons."""
+    from winback.models.limits import Limit
+
     return [
         Limit(
             limit.name,
@@ -102,7 +107,9 @@ def _counted(limit: LimitSetting, catalogue: Catalogue) -> Any:
     return np.array([coupon_id in (limit.coupons or offered) for coupon_id in offered])
 
 
-def _experiment(settings: Settings) -> Experiment:
+def _experiment(settings: Settings) -> "Experiment":
+    from winback.models.decision_inputs import Experiment
+
     return Experiment(
         salt=settings.holdout_salt,
         holdout_share=settings.holdout_share,
@@ -112,7 +119,9 @@ def _experiment(settings: Settings) -> Experiment:
     )
 
 
-def _outlook(scored: Scored, catalogue: Catalogue, settings: Settings) -> Outlook:
+def _outlook(scored: Scored, catalogue: Catalogue, settings: Settings) -> "Outlook":
+    from winback.models.decision_inputs import Outlook
+
     supported = scored.support >= max(settings.min_visits, 1)
     supported[:, 0] = True
     return Outlook(
@@ -126,7 +135,7 @@ def _outlook(scored: Scored, catalogue: Catalogue, settings: Settings) -> Outloo
 
 
 def _write_recommendations(
-    run: Run, scored: Scored, catalogue: Catalogue, decisions: Decisions
+    run: Run, scored: Scored, catalogue: Catalogue, decisions: "Decisions"
 ) -> None:
     constant, situation = _constant_columns(run), _situations(run, scored)
     reasons = _explainer(run, scored, catalogue, decisions, situation)
@@ -152,9 +161,12 @@ def _situations(run: Run, scored: Scored) -> Any:
 
 
 def _explainer(
-    run: Run, scored: Scored, catalogue: Catalogue, decisions: Decisions, situation: Any
+    run: Run, scored: Scored, catalogue: Catalogue, decisions: "Decisions", situation: Any
 ) -> Callable[..., Any]:
     """What words the decisions of some rows."""
+    from winback.models.allocation import pick
+    from winback.models.reasons import explain
+
     settings = run.settings
     return partial(
         explain,
@@ -190,7 +202,7 @@ def _constant_columns(run: Run) -> dict[str, Any]:
 def _recommendations(
     scored: Scored,
     catalogue: Catalogue,
-    decisions: Decisions,
+    decisions: "Decisions",
     situation: Any,
     reasons: Any,
     rows: slice,

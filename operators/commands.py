@@ -176,6 +176,23 @@ def benchmark(
     return FAILED if failed else DONE
 
 
+def bench(
+    steps: Sequence[str],
+    output: Path | None,
+    data_dir: Path,
+    *,
+    sizes: Sequence[int] = (),
+    quick: bool = False,
+    repeats: int = 3,
+    weeks: int = 26,
+) -> int:
+    """Each step beside what people use today; a table, and a page with -o."""
+    from winback.operators.bench import BenchOptions, run_bench
+
+    options = BenchOptions(steps, sizes, quick, repeats, weeks, output)
+    return run_bench(options, data_dir, Console())
+
+
 def _benchmark_call(numbers: Mapping[str, float], lists: Mapping[str, Sequence[str]]) -> str:
     """How to get the same report again."""
     import shlex

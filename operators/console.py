@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from winback.models.reasons import money
+from winback.models.money import money
 from winback.operators.run_report import RunReport, day, signed
 
 STEPS = {  # the DAG's tasks, in its order, in words

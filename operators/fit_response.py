@@ -8,7 +8,6 @@ from airflow.sdk import Context
 
 from winback.models.errors import NotFittedError
 from winback.models.situations import COUPONS, PURCHASES, Panel
-from winback.models.survival import SurvivalFit
 from winback.operators.artifacts import (
     OVERLAP,
     PROFIT_MODEL,
@@ -248,6 +247,8 @@ def _inverse(propensity: Any) -> Any:
 
 def forecast_without_coupon(run: Run, model: "ProfitModel", rows: Any) -> tuple[Any, Any]:
     """(n,) each: the profit model's chance of a purchase without a coupon, and its margin."""
+    from winback.models.survival import SurvivalFit
+
     if rows.num_rows == 0:
         return np.zeros(0), np.zeros(0)
     if not run.settings.use_survival:

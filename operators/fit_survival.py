@@ -1,23 +1,18 @@
 """Step: fit BG/NBD on the purchase-day triples and score every customer."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from airflow.sdk import Context
 
 from winback.models.errors import DataError
-from winback.models.survival import (
-    SurvivalFit,
-    expected_purchases,
-    fit_survival,
-    gate_is_useful,
-    probability_alive,
-    probability_of_purchase,
-)
 from winback.operators.artifacts import SURVIVAL
 from winback.operators.base import WinbackOperator
 from winback.operators.run import Run
 from winback.operators.warehouse import join_rows, read_table
+
+if TYPE_CHECKING:
+    from winback.models.survival import SurvivalFit
 
 TRIPLE = ("frequency", "recency_days", "age_days")
 
@@ -64,6 +59,8 @@ def fit_and_score(run: Run) -> dict[str, Any]:
     Raises:
         DataError: there is no customer with a purchase before ``as_of``.
     """
+    from winback.models.survival import fit_survival, gate_is_useful
+
     triples = _read_triples(run)
     frequency, recency, age = (triples[name].to_numpy() for name in TRIPLE)
     fit = fit_survival(
@@ -95,7 +92,13 @@ def _read_triples(run: Run) -> Any:
     return triples
 
 
-def _scores(fit: SurvivalFit, history: tuple[Any, Any, Any], horizon_days: int) -> dict[str, Any]:
+def _scores(fit: "SurvivalFit", history: tuple[Any, Any, Any], horizon_days: int) -> dict[str, Any]:
+    from winback.models.survival import (
+        expected_purchases,
+        probability_alive,
+        probability_of_purchase,
+    )
+
     frequency, recency, age = history
     return {
         "p_alive": probability_alive(fit, frequency, recency, age),

@@ -11,7 +11,6 @@ from airflow.sdk import Context
 
 from winback.models.settings import Settings
 from winback.models.states import StateSpace
-from winback.models.survival import SurvivalFit
 from winback.operators.artifacts import OVERLAP, PLAN, PLAN_TABLES, SURVIVAL
 from winback.operators.base import WinbackOperator
 from winback.operators.budget import run_budget
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from winback.models.planner import PlanResult
     from winback.models.response import Response, ResponseModel
     from winback.models.situations import Panel
+    from winback.models.survival import SurvivalFit
 
 CONTACTABLE = """
 select customer_id from {schema}.customers_known
@@ -240,7 +240,9 @@ def _tables(
     return {"future": following, "support": counts.astype(np.float64)}
 
 
-def _survival(run: Run) -> SurvivalFit:
+def _survival(run: Run) -> "SurvivalFit":
+    from winback.models.survival import SurvivalFit
+
     return SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
 
 

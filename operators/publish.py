@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NoReturn
 
 from airflow.sdk import Context
@@ -78,7 +79,7 @@ order by coupon_id
 class PublishOperator(WinbackOperator):
     """Publish a checked run: all of it or nothing.
 
-    The new Q-table is staged in Redis and read back first; then one warehouse transaction replaces
+    The new Q-table is staged in Redis and verified first; then one warehouse transaction replaces
     the rows of this ``as_of``, and moves Redis' pointer as its last act before the commit.
 
     Args:
@@ -228,9 +229,11 @@ def _execute(connection: Any, statement: str, run: Run, **values: Any) -> Any:
 
 def _supported_values(run: Run, origin: str) -> Iterator[tuple[str, dict[str, float]]]:
     names = {**run.names, "origin": run.names[origin]}
-    rows = read_table(run.url, SUPPORTED_VALUES, names).to_pylist()
-    for state, group in groupby(rows, key=lambda row: row["state"]):
-        yield state, {row["coupon_id"]: row["q_value"] for row in group}
+    columns = (
+        column.to_pylist() for column in read_table(run.url, SUPPORTED_VALUES, names).columns
+    )
+    for state, group in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+        yield state, {coupon_id: q_value for _, coupon_id, q_value in group}
 
 
 def _meta(run: Run) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from winback.models.errors import NotFittedError
 from winback.models.states import COARSE, ROOT, StateSpace, parse_key
-from winback.models.survival import SurvivalFit, gate_is_useful
 from winback.operators.artifacts import PROFIT_REPORT, SURVIVAL
 from winback.operators.run import Run
 from winback.operators.run_report import CouponLine, Row, RunReport, StateTable, Totals
@@ -177,6 +176,8 @@ def read_report(run: Run) -> RunReport:
 
 
 def _collect(run: Run, source: _Source, record: Row, totals: Totals) -> RunReport:
+    from winback.models.survival import SurvivalFit, gate_is_useful
+
     settings = run.settings
     allocation = record["metrics"].get("allocation") or {}
     gate = gate_is_useful(read_table(run.url, ALIVE, source.names)["p_alive"].to_numpy())

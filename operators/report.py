@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from winback.models.reasons import money
+from winback.models.money import money
 from winback.operators import plots
 from winback.operators.artifacts import REPORT, Artifacts
 from winback.operators.base import WinbackOperator

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from winback.models.reasons import money
-from winback.models.survival import SurvivalFit
+from winback.models.money import money
+
+if TYPE_CHECKING:
+    from winback.models.survival import SurvivalFit
 
 Row = dict[str, Any]
 
@@ -105,7 +107,7 @@ class RunReport:
     thin: int
     min_visits: int
     recommendations: list[Row]
-    survival: SurvivalFit
+    survival: "SurvivalFit"
     gate_is_useful: bool
     gate_in_words: str
     profit: Row

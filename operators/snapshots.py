@@ -15,12 +15,13 @@ from winback.models.profit_data import (
     ProfitSchema,
 )
 from winback.models.settings import Settings
-from winback.models.survival import SurvivalFit, probability_alive, probability_of_purchase
 from winback.operators.run import Run
 from winback.operators.warehouse import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from winback.models.survival import SurvivalFit
 
 P_ALIVE = "p_alive"
 HISTORY = ("frequency", "recency_days", "age_days")
@@ -115,7 +116,7 @@ def read_schema(run: Run, catalogue: Catalogue) -> ProfitSchema:
     )
 
 
-def read_training_data(run: Run, catalogue: Catalogue, fit: SurvivalFit) -> ProfitData:
+def read_training_data(run: Run, catalogue: Catalogue, fit: "SurvivalFit") -> ProfitData:
     """Read past decisions whose window is over, a random sample of at most max_training_rows."""
     settings = run.settings
     names = {**run.names, "decision_days": settings.decision_days, "seed": settings.seed}
@@ -147,19 +148,23 @@ def features(rows: "pa.Table") -> Floats:
     return np.column_stack(columns)
 
 
-def p_purchase(rows: "pa.Table", fit: SurvivalFit, settings: Settings) -> Floats:
+def p_purchase(rows: "pa.Table", fit: "SurvivalFit", settings: Settings) -> Floats:
     """(n,) P(at least one purchase in the window) from the history up to each snapshot.
 
     1 for everybody where BG/NBD is left out: then the profit model learns purchases alone.
     """
+    from winback.models.survival import probability_of_purchase
+
     if not settings.use_survival:
         return np.ones(rows.num_rows)
     frequency, recency, age = _history(rows)
     return probability_of_purchase(fit, frequency, recency, age, settings.decision_days)
 
 
-def state_columns(rows: "pa.Table", fit: SurvivalFit, names: Sequence[str]) -> dict[str, Any]:
+def state_columns(rows: "pa.Table", fit: "SurvivalFit", names: Sequence[str]) -> dict[str, Any]:
     """(n,) each: the state's features; P(alive) comes from the history up to each snapshot."""
+    from winback.models.survival import probability_alive
+
     columns = {name: rows[name].to_numpy() for name in names if name != P_ALIVE}
     if P_ALIVE in names:
         columns[P_ALIVE] = probability_alive(fit, *_history(rows))

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from winback.models.errors import NotFittedError, WinbackError
-from winback.models.profit_data import ProfitConfig
+from winback.models.profit_config import ProfitConfig
 from winback.models.settings import Settings, load_settings
-from winback.models.survival import SurvivalFit
 from winback.operators.artifacts import (
     CHECKPOINT_STATE,
     CHECKPOINT_TENSORS,
@@ -37,6 +36,7 @@ def train(run: Run) -> dict[str, Any]:
     """
     from winback.models.profit_baselines import compare_with_baselines
     from winback.models.profit_training import train_profit
+    from winback.models.survival import SurvivalFit
 
     fit = SurvivalFit.from_dict(run.artifacts.read_json(SURVIVAL))
     catalogue = read_catalogue(run)

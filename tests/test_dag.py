@@ -46,7 +46,7 @@ ORDER = [
     "finish_run",
 ]
 HEAVY = ("dbt", "great_expectations", "lifetimes", "matplotlib", "numba", "pandas", "pyarrow")
-HEAVY += ("sklearn", "torch")
+HEAVY += ("scipy", "sklearn", "torch")
 IMPORT = "import sys, winback.dags.winback_daily, winback.dags.winback_benchmark"
 IMPORT += "; print(*sys.modules)"
 

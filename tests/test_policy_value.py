@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from worlds import panel_of
+from worlds import exact, lived, panel_of
 
 from winback.models import policy_value, world_log
 from winback.models.cross_fitting import Plan, Rules, fit_halves, one_hot, view
@@ -42,29 +42,6 @@ RULES = Rules(
 )
 LONG = replace(RULES, gamma=0.95, price=1.0)
 BOLD = replace(RULES, gamma=0.95, pessimism=0.0)  # coupons for many, so that the log has enough
-
-
-def lived(world, customers, weeks, seed, monkeypatch):
-    """A history and (n, weeks) the hidden type and state at the beginning of each week."""
-    seen, live = [], world_log.live
-
-    def watched(where, people, coupon, random):
-        seen.append(people.state.copy())
-        return live(where, people, coupon, random)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(world_log, "live", watched)
-        history = record_history(world, customers, weeks, seed)
-    state = np.full((customers, weeks), -1)
-    state[history.customer, history.week] = np.concatenate(seen)
-    return history, state
-
-
-def exact(world, history, state, panel, rows, price):
-    """(n, A) expected profit of the window less the price of coupon money, in the hidden state."""
-    customer = panel.customer[rows]
-    at = (history.people.type[customer], state[customer, panel.period[rows]])
-    return (world.reward - price * world.cost)[at]
 
 
 def valued(seed, monkeypatch, customers=4000, weeks=20):

@@ -16,7 +16,8 @@ from winback.models.errors import DataError, SettingsError
 from winback.models.profit import ProfitModel, ProfitNetwork, input_width, make_inputs
 from winback.models.profit_baselines import baseline_design, compare_with_baselines
 from winback.models.profit_calibration import estimate_redemption
-from winback.models.profit_data import ProfitConfig, ProfitData, ProfitSchema, split_by_date
+from winback.models.profit_config import ProfitConfig
+from winback.models.profit_data import ProfitData, ProfitSchema, split_by_date
 from winback.models.profit_training import Checkpoint, train_profit
 
 SCHEMA = ProfitSchema(

@@ -52,7 +52,7 @@ def test_a_part_that_is_missing_is_named_and_scored_alone(shop):
     parts = list_shards(run)
     for part in parts[:-1]:
         score_shard(run, **part)
-    with pytest.raises(NotFittedError, match="scores_2_of_3.parquet, found nothing"):
+    with pytest.raises(NotFittedError, match=r"scores_2_of_3\.parquet, found nothing"):
         read_scored(run, [0, 1])
     score_shard(run, **parts[-1])
     scored = read_scored(run, [0, 2])

@@ -1,0 +1,228 @@
+"""The benchmarks at tiny sizes: every side runs, and agrees with its peers.
+
+Oracles: the peers themselves (lifetimes, HiGHS, PDLP, pandas, one HSET per state, plain SQL over
+the sources), power laws made by hand, the same seed again.
+"""
+
+import json
+from dataclasses import replace
+from datetime import date, datetime, timezone
+
+import numpy as np
+import psycopg
+import pytest
+from rich.console import Console
+
+from winback.models.errors import SettingsError
+from winback.operators.bench import BenchOptions, choose_steps, run_bench, versions
+from winback.operators.bench_allocation import category_limits, problem
+from winback.operators.bench_limits import matmul_rate, triad_rate
+from winback.operators.bench_measure import BenchError, Done, Measurement, close, measure, peak_mb
+from winback.operators.bench_planner import bytes_per_sweep, planning_problem
+from winback.operators.bench_profit import training_rows
+from winback.operators.bench_report import BenchReport, compare, exponent, markdown, write_bench
+from winback.operators.bench_steps import STEPS
+from winback.operators.bench_survival import customers, grouped
+from winback.operators.big_warehouse import fill_warehouse, last_day
+from winback.operators.sample import SOURCE_TABLES
+
+TINY = {"survival-fit": 800, "training": 1_200, "features": 60, "daily": 400}
+SLOW = ("daily",)  # two whole runs
+WEEKS = 8
+
+
+@pytest.fixture
+def place(warehouse_url, redis_url, tmp_path):
+    return {
+        "postgres": warehouse_url,
+        "redis": redis_url,
+        "data_dir": str(tmp_path),
+        "weeks": WEEKS,
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name not in SLOW])
+def test_every_side_runs_and_agrees_with_its_peers(name, place):
+    run_all_sides(STEPS[name], place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_the_daily_run_is_measured_by_task(name, place):
+    ours = run_all_sides(STEPS[name], place)
+    assert {"train_profit", "publish"} <= ours.notes["seconds"].keys() & ours.notes[
+        "peak MB"
+    ].keys()
+
+
+def run_all_sides(step, place):
+    """Every side in this process, as the benchmark runs them in processes of their own."""
+    size = TINY.get(step.name, step.quick[0])
+    names = list(step.sides)
+    runs = {name: step.sides[name](size, place) for name in names}
+    done = {name: runs[name]() for name in reversed(names)}  # peers first
+    answers = {name: json.loads(json.dumps(one.answer)) for name, one in done.items()}
+    for peer in names[1:]:
+        step.agree(answers[names[0]], answers[peer])
+    assert all(one.seconds is None or one.seconds > 0 for one in done.values())
+    return done[names[0]]
+
+
+def test_sides_run_in_processes_of_their_own_in_turns():
+    ours, *peers = measure(replace(STEPS["survival-fit"]), 500, {}, repeats=2)
+    for one in (ours, *peers):
+        assert len(one.seconds) == 2
+        assert 20 < one.peak_mb < 1_000
+    assert [one.side for one in peers] == ["lifetimes, unique triples", "lifetimes, all rows"]
+
+
+def test_a_side_that_fails_says_why():
+    broken = replace(STEPS["read-rows"], sides={"winback": STEPS["read-rows"].sides["winback"]})
+    with pytest.raises(BenchError, match="KeyError"):
+        measure(broken, 10, {}, repeats=1)  # no server in the place
+
+
+def test_answers_that_differ_are_refused():
+    with pytest.raises(BenchError, match="agree to 1e-08"):
+        close("log-likelihood", -1.0, -1.0001, 1e-8)
+    with pytest.raises(BenchError):
+        close("log-likelihood", float("nan"), -1.0, 1e-8)
+    fit = STEPS["survival-fit"]
+    with pytest.raises(BenchError):
+        compare(fit, [measured("winback", ll=-5.0), measured("lifetimes", ll=-6.0)], {})
+
+
+def test_exponent_of_a_power_law():
+    sizes = [10, 100, 1_000]
+    assert exponent(sizes, [3.0 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+    assert exponent(sizes, [0.2, 0.2, 0.2]) == pytest.approx(0.0)
+
+
+def measured(side, size=100, seconds=1.0, ll=-5.0, moved=0.0):
+    answer = {"log_likelihood": ll}
+    return Measurement("survival-fit", side, size, (seconds,), size, moved, 50.0, answer, {})
+
+
+def test_the_page_shows_ratio_and_share_and_the_json_every_run(tmp_path):
+    step, limits = replace(STEPS["survival-fit"], limit="triad"), {"triad": 8e9}
+    sides = [
+        [measured("winback", n, 0.1 * n, moved=4e8 * n), measured("lifetimes", n, 0.5 * n)]
+        for n in (10, 100)
+    ]
+    report = BenchReport(
+        date=datetime(2024, 1, 1, tzinfo=timezone.utc),
+        command="winback bench",
+        machine={"cores": 2, "memory_gb": 8, "system": "Linux", "python": "3.11"},
+        versions=versions(),
+        limits=limits,
+        measured=[one for pair in sides for one in pair],
+        compared=[line for pair in sides for line in compare(step, pair, limits)],
+        failures={"daily": "no disk"},
+    )
+    page = markdown(report, "b.svg", "b.json")
+    assert "| survival-fit | 10 customers | 1 s | 5 s | lifetimes | 5× | 50% | 50 / 50 |" in page
+    assert "winback 1.00, lifetimes 1.00" in page
+    assert "no disk" in page
+    paths = write_bench(report, tmp_path / "docs" / "b.md")
+    kept = json.loads(paths[1].read_text())
+    assert [run["seconds"] for run in kept["runs"]] == [[1.0], [5.0], [10.0], [50.0]]
+    assert paths[2].read_text().count("<svg") == 1
+
+
+def test_the_command_measures_writes_and_counts_failures(tmp_path):
+    output = tmp_path / "bench.md"
+    options = BenchOptions(["help"], quick=True, repeats=1, output=output)
+    assert run_bench(options, tmp_path, Console(quiet=True)) == 0
+    assert "winback bench help --quick" in output.read_text()
+
+
+@pytest.mark.parametrize("options", [{"steps": ["nothing"]}, {"sizes": [0]}, {"repeats": 0}])
+def test_a_wrong_call_is_refused(options, tmp_path):
+    with pytest.raises(SettingsError, match=r"bench: (no such step|expected)"):
+        run_bench(BenchOptions(**options), tmp_path, Console(quiet=True))
+
+
+def test_steps_keep_their_order():
+    assert [step.name for step in choose_steps(["limits", "planner"])] == ["planner", "limits"]
+    assert choose_steps([]) == list(STEPS.values())
+
+
+def test_limits_of_the_machine_are_plausible():
+    assert 1e8 < triad_rate(1 << 20) < 1e13
+    assert 1e8 < matmul_rate(threads=1, size=256) < 1e14
+
+
+def test_grouped_histories_are_the_rows_again():
+    histories = customers(500)
+    triples, count, number = grouped(histories)
+    assert count.sum() == 500
+    for column, distinct in zip(histories, triples, strict=True):
+        np.testing.assert_array_equal(distinct[number], column)
+    frequency, recency, age = histories
+    assert (recency <= age).all()
+    assert ((frequency == 0) == (recency == 0)).all()
+    assert (frequency <= recency).all()
+
+
+def test_inputs_are_the_same_on_every_side():
+    for make in (lambda: problem(50)[:2], lambda: (training_rows(50).features,)):
+        for a, b in zip(make(), make(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_limits_of_the_allocation_bind():
+    given = problem(2_000)
+    limits = category_limits(2_000, given)
+    assert len(limits) == 10
+    assert all(limit.floor > 0 or limit.ceiling < given[2] for limit in limits)
+
+
+def test_bytes_of_a_sweep_count_every_array_once():
+    model, log = planning_problem(500)
+    assert len(log) == 500
+    least = 12 * model.kernel.nnz + 24 * model.reward.size
+    assert least < bytes_per_sweep(model) < 1.5 * least
+
+
+def test_a_side_knows_its_peak_memory():
+    before = peak_mb()
+    held = np.ones(30_000_000 // 8 * 8)  # 240 MB
+    assert peak_mb() - before > 150
+    assert held.size
+    assert Done({}).peak_mb is None
+
+
+def test_a_large_warehouse_is_seeded_and_its_blocks_do_not_depend_on_its_size(warehouse_url):
+    assert fill_warehouse(warehouse_url, 300, WEEKS, seed=3) == last_day(WEEKS) == date(2024, 2, 26)
+    first = orders(warehouse_url)
+    fill_warehouse(warehouse_url, 300, WEEKS, seed=3)
+    assert orders(warehouse_url) == first
+    fill_warehouse(warehouse_url, 300, WEEKS, seed=4)
+    assert orders(warehouse_url) != first
+
+
+def test_a_large_warehouse_fills_the_contracts_tables(warehouse_url):
+    fill_warehouse(warehouse_url, 400, WEEKS, orders_per_customer=5)
+    with psycopg.connect(warehouse_url) as connection:
+
+        def ask(query):
+            return connection.execute(query).fetchone()[0]
+
+        for table in SOURCE_TABLES:
+            assert ask(f"select count(*) from raw.{table}") > 0, table
+        assert ask("select count(*) = count(distinct order_id) from raw.orders")
+        assert ask("select count(*) = count(distinct offer_id) from raw.coupon_offers")
+        assert ask("select count(*) = 0 from raw.orders where ordered_at >= '2024-02-26'")
+        assert ask("select count(*) = 0 from raw.orders where (coupon_cost > 0) = "
+                   "(coupon_offer_id is null)")  # fmt: skip
+        redeemed_by_others = """
+            select count(*) from raw.orders join raw.coupon_offers on offer_id = coupon_offer_id
+            where orders.customer_id <> coupon_offers.customer_id or ordered_at < offered_at
+        """
+        assert ask(redeemed_by_others) == 0
+        assert 3 < ask("select count(*) / 400.0 from raw.orders") < 8
+
+
+def orders(url):
+    with psycopg.connect(url) as connection:
+        return connection.execute("select * from raw.orders order by order_id").fetchall()
