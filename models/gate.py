@@ -16,8 +16,8 @@ changes much of what is being done; it lets pass
 * the first policy: there is nothing to be worse than, only no coupons at all;
 * nothing but exploration: it is how a log without proof gets better, and its money is limited in
   advance; if the current policy is shown to be better, exploration does not replace it;
-* a policy that decides as the current one in nearly all decisions: a small shop retrained on one
-  more week would otherwise be held for good.
+* a policy that decides as the current one in nearly all decisions and does not look worse than
+  what is tolerated: a small shop retrained on one more week would otherwise be held for good.
 
 The comparisons should leave exploration out of both policies: drawing at random costs money on
 purpose, and would be held against a policy that explores more.
@@ -114,7 +114,7 @@ def _against_champion(
         words = _worthless(CHAMPION, found)
         if only_exploration:
             return True, f"{words} Only exploration is planned, which mends that."
-        if share is not None and share <= SIMILAR:
+        if share is not None and share <= SIMILAR and not found.value < -tolerance:
             return True, f"{words} {_alike(CHAMPION, share)}"
         return False, f"{words} Explore more, or publish by override."
     words = _brings(CHAMPION, found)

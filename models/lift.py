@@ -18,8 +18,7 @@ from winback.models.response import respond
 from winback.models.situations import Bools, Floats, Ints
 
 PROOF_LOGGED = 3.0  # standard errors: by chance once in 700 logs without any effect
-# Estimated propensities leave what features do not show; in worlds without effects, where offers
-# went by hidden types, the lift came to 4 standard errors.
+# Estimated propensities leave what features do not show, so that chance is not all there is.
 PROOF_ESTIMATED = 5.0
 FEWEST_TREATED = 50  # decisions that got the very coupon; fewer make standard errors too small
 

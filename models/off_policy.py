@@ -40,6 +40,7 @@ LEVEL = 0.95  # of the two-sided interval
 DRAWS = 1000  # a 2.5 % tail then rests on 25 draws: its own error is a tenth of the interval
 BLOCK_NUMBERS = 4_000_000  # bootstrap weights held at once, 32 MB
 MIN_EFFECTIVE = 100.0  # decisions; below, the standard error itself is off by more than 7 %
+MIN_EFFECTIVE_DIFFERENCE = 30.0  # in known worlds intervals of 30 to 100 erred no more than others
 MAX_SHARE = 0.05  # of all weight on one decision: then twenty decisions are the sample
 MAX_WEIGHT_ERRORS = 4.0  # standard errors of the mean weight from 1; chance: 1 in 16,000
 MIN_WEIGHT_GAP = 0.05  # of the mean weight from 1: less moves no estimate that matters
@@ -304,7 +305,7 @@ def _bootstrap_t(influence: Floats, draws: int, seed: int) -> Floats:
     return statistic
 
 
-def _weight_alarm(log: Log, weight: Floats) -> str | None:
+def _weight_alarm(log: Log, weight: Floats, minimum: float = MIN_EFFECTIVE) -> str | None:
     """What is wrong with the weights of these decisions, in words."""
     total = float(weight.sum())
     if not total:
@@ -317,10 +318,10 @@ def _weight_alarm(log: Log, weight: Floats) -> str | None:
             "policy makes, or the propensities are wrong"
         )
     size = effective_sample_size(weight)
-    if size < MIN_EFFECTIVE:
+    if size < minimum:
         return (
             f"{len(weight):,} decisions are worth only {size:.0f} of this policy's own; "
-            f"fewer than {MIN_EFFECTIVE:.0f} say nothing"
+            f"fewer than {minimum:.0f} say nothing"
         )
     share = float(weight.max()) / total
     if share > MAX_SHARE:
@@ -349,7 +350,7 @@ def _difference_alarm(
     largest = max(float(weight.max()) for weight in kept)
     if share <= SAME_POLICY:
         return size, largest, None
-    alarms = [_weight_alarm(part, weight) for weight in kept]
+    alarms = [_weight_alarm(part, weight, MIN_EFFECTIVE_DIFFERENCE) for weight in kept]
     alarm = alarms[0] or alarms[1] or _carrier_alarm(linear)
     return size, largest, alarm
 

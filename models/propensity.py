@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from winback.models.errors import DataError, first_rows
 from winback.models.off_policy import effective_sample_size
+from winback.models.situations import Panel
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -78,6 +79,24 @@ class Overlap:
     coupons: tuple[CouponOverlap, ...]
     is_sufficient: bool
     verdict: str
+
+
+def habits(panel: Panel) -> Floats:
+    """(m, 2) how often the customer gets an offer, and buys, in all windows but the row's own.
+
+    A shop offers by what it knows of its customers; where that was not written down, whom it keeps
+    offering to tells of it. Later windows count too, so this is for propensities of the past, not
+    for forecasts. Shares are drawn toward the mean of all with the weight of two windows.
+    """
+    closed, customer = panel.closed, panel.customer
+    windows = np.bincount(customer, closed, minlength=panel.customers)[customer] - closed
+    columns = []
+    for event in (panel.coupon > 0, panel.purchased):
+        came = event & closed
+        others = np.bincount(customer, came, minlength=panel.customers)[customer] - came
+        mean = came.sum() / max(closed.sum(), 1)
+        columns.append((others + 2 * mean) / (windows + 2))
+    return np.column_stack(columns)
 
 
 def estimate_propensities(

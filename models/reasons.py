@@ -111,7 +111,7 @@ def _suppressed(gap_days: int, contacts: str) -> dict[str, str]:
             f"No coupon: this customer got one in the last {_days(gap_days)}{contacts}."
         ),
         "holdout": "No coupon: in the comparison group, which shows what coupons really bring.",
-        "low_support": "No coupon: too few past offers to customers like this one to judge any.",
+        "low_support": "No coupon: past offers do not show what one does for such customers.",
         "no_uplift": "No coupon: none is expected to bring in more than it costs.",
         "budget": "No coupon: each one that would pay off exceeds a limit by itself.",
     }

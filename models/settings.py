@@ -93,7 +93,11 @@ class LimitSetting(BaseModel):
 class Settings(BaseModel):
     """What a run may be told. Unknown names and impossible values are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        defer_build=True,  # the validator is made at the first use: --help needs none
+    )
 
     # -- this run
     as_of: date | None = Field(None, description="Decision date; empty: the data interval's end")

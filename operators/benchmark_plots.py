@@ -5,7 +5,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from winback.operators.benchmark_worlds import FAMILIES
-from winback.operators.plots import COUPON_COLOURS, INK, MUTED, WIDE, _figure, _style, _svg
+from winback.operators.plots import COUPON_COLOURS, INK, MUTED, WIDE, as_svg, new_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,8 @@ def by_policy_svg(
         target: where a line is drawn.
     """
     families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
-    with _style():
-        drawing, axes = _figure((WIDE[0], 1.4 + 0.27 * len(policies)))
+    with style_axes():
+        drawing, axes = new_figure((WIDE[0], 1.4 + 0.27 * len(policies)))
         for number, family in enumerate(families):
             shift = 0.5 * ((number + 0.5) / len(families) - 0.5)
             dots = [row for row in rows if row["family"] == family and row[name] is not None]
@@ -47,7 +47,7 @@ def by_policy_svg(
         axes.invert_yaxis()
         axes.set_xlabel(label)
         drawing.legend(loc="outside upper left", ncols=min(5, len(families) + 1))
-        return _svg(drawing, f"{label} by policy and world")
+        return as_svg(drawing, f"{label} by policy and world")
 
 
 def _medians(axes: "Axes", rows: Sequence[Row], policies: Sequence[str], name: str) -> None:
@@ -62,8 +62,8 @@ def stated_svg(rows: Sequence[Row], stated: str, true: str, title: str) -> str |
     kept = [row for row in rows if row[stated] is not None]
     if not kept:
         return None
-    with _style():
-        drawing, axes = _figure((4.4, 3.6), title)
+    with style_axes():
+        drawing, axes = new_figure((4.4, 3.6), title)
         ends = [min(min(r[stated], r[true], 0.0) for r in kept)]
         ends.append(max(max(r[stated], r[true], 1e-9) for r in kept) * 1.05)
         axes.plot(ends, ends, color=MUTED, lw=1, ls="--", label="exactly as stated")
@@ -80,13 +80,13 @@ def stated_svg(rows: Sequence[Row], stated: str, true: str, title: str) -> str |
         axes.set_xlabel("stated, currency units")
         axes.set_ylabel("true")
         axes.legend(loc="best", fontsize=8)
-        return _svg(drawing, f"{title}: stated against true")
+        return as_svg(drawing, f"{title}: stated against true")
 
 
 def loop_svg(rows: Sequence[Row], name: str, label: str) -> str:
     """A figure week by week, one line per world."""
-    with _style():
-        drawing, axes = _figure(WIDE)
+    with style_axes():
+        drawing, axes = new_figure(WIDE)
         for number, world in enumerate(dict.fromkeys(row["world"] for row in rows)):
             own = sorted((r for r in rows if r["world"] == world), key=lambda row: row["week"])
             colour = COUPON_COLOURS[number % len(COUPON_COLOURS)]
@@ -96,4 +96,4 @@ def loop_svg(rows: Sequence[Row], name: str, label: str) -> str:
         axes.set_xlabel("week of the closed loop")
         axes.set_ylabel(label)
         axes.legend(loc="best")
-        return _svg(drawing, f"{label} by week")
+        return as_svg(drawing, f"{label} by week")

@@ -207,14 +207,15 @@ def readable_coupons(run: Run) -> Any:
 
 def _looks(read: PanelRows) -> Any:
     """(m, F) what an offer may have gone by."""
+    from winback.models.propensity import habits
+
     panel = read.panel
     since_first = np.arange(len(panel.period)) - np.repeat(panel.first[:-1], np.diff(panel.first))
     place = panel.situation // COUPONS
     named = ("frequency", "avg_order_value", "monetary_value", "coupons_received")
     columns = [read.rows[name].to_numpy().astype(np.float64) for name in named]
-    return np.column_stack(
-        [place // PURCHASES, place % PURCHASES, panel.situation % COUPONS, since_first, *columns]
-    )
+    seen = [place // PURCHASES, place % PURCHASES, panel.situation % COUPONS, since_first]
+    return np.column_stack([*seen, *columns, habits(panel)])
 
 
 def _stack(run: Run, read: PanelRows, response: "ResponseModel") -> "Stack":

@@ -51,8 +51,8 @@ def loss_svg(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     """Loss per epoch on the training and on later rows (``EpochReport`` as mappings)."""
     from matplotlib.ticker import MaxNLocator
 
-    with _style():
-        figure, axes = _figure(SQUARE, "Learning curve")
+    with style_axes():
+        figure, axes = new_figure(SQUARE, "Learning curve")
         epochs = [epoch["epoch"] for epoch in history]
         for name, colour, label in (
             ("train_loss", TRAINING_COLOUR, "rows it learns from"),
@@ -66,7 +66,7 @@ def loss_svg(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
         axes.set_ylabel("loss (lower is better)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right")
-        return _svg(figure, "Loss per epoch on training and on later rows")
+        return as_svg(figure, "Loss per epoch on training and on later rows")
 
 
 def calibration_svg(
@@ -75,8 +75,8 @@ def calibration_svg(
     """Forecast against outcome per tenth of the customers (``CalibrationBin`` as mappings)."""
     from matplotlib.ticker import PercentFormatter
 
-    with _style():
-        figure, axes = _figure(SQUARE, title)
+    with style_axes():
+        figure, axes = new_figure(SQUARE, title)
         predicted = [decile["predicted"] for decile in deciles]
         actual = [decile["actual"] for decile in deciles]
         error = [STANDARD_ERRORS * decile["standard_error"] for decile in deciles]
@@ -99,7 +99,7 @@ def calibration_svg(
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(loc="lower right")
-        return _svg(figure, f"{title}: forecast against outcome")
+        return as_svg(figure, f"{title}: forecast against outcome")
 
 
 def coupons_by_state_svg(
@@ -110,8 +110,8 @@ def coupons_by_state_svg(
     """Stacked shares of customers per recency group: (coupon label, counts), `none` first."""
     from matplotlib.ticker import PercentFormatter
 
-    with _style():
-        figure, axes = _figure((WIDE[0], 1.5 + 0.42 * len(groups)))
+    with style_axes():
+        figure, axes = new_figure((WIDE[0], 1.5 + 0.42 * len(groups)))
         columns = zip(*(counts for _, counts in customers), strict=True)
         totals = [max(1, sum(column)) for column in columns]
         start = [0.0] * len(groups)
@@ -127,15 +127,15 @@ def coupons_by_state_svg(
         axes.set_xlabel("share of the customers in this group")
         axes.set_ylabel("last purchase")
         _legend_above(figure, axes)
-        return _svg(figure, "Coupons by time since the last purchase")
+        return as_svg(figure, "Coupons by time since the last purchase")
 
 
 def spend_svg(
     parts: Sequence[tuple[str, float]], colours: Sequence[str], budget: float, unit: str
 ) -> str:
     """Expected spend by coupon, stacked in one bar, against the budget."""
-    with _style():
-        figure, axes = _figure((WIDE[0], 1.75))
+    with style_axes():
+        figure, axes = new_figure((WIDE[0], 1.75))
         start = 0.0
         for (label, cost), colour in zip(parts, colours, strict=True):
             axes.barh([0], [cost], left=start, color=colour, label=_shown(label), height=0.6)
@@ -146,15 +146,15 @@ def spend_svg(
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"expected cost of redeemed coupons ({unit})")
         _legend_above(figure, axes)
-        return _svg(figure, "Expected spend against the budget")
+        return as_svg(figure, "Expected spend against the budget")
 
 
 def spend_history_svg(
     days: Sequence[date], budgets: Sequence[float], spends: Sequence[float], unit: str
 ) -> str:
     """Budget and expected spend of the latest published decision dates, oldest first."""
-    with _style():
-        figure, axes = _figure(WIDE, "Spend and budget of the latest runs")
+    with style_axes():
+        figure, axes = new_figure(WIDE, "Spend and budget of the latest runs")
         places = range(len(days))
         axes.bar(places, spends, color=COUPON_COLOURS[0], width=0.6, label="expected spend")
         axes.hlines(
@@ -168,10 +168,11 @@ def spend_history_svg(
         axes.set_xticks(places, [f"{day.day} {day:%b}" for day in days], rotation=45)
         axes.set_ylabel(unit)
         axes.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
-        return _svg(figure, "Expected spend and budget of the latest runs")
+        return as_svg(figure, "Expected spend and budget of the latest runs")
 
 
-def _figure(size: tuple[float, float], title: str = "") -> "tuple[Figure, Axes]":
+def new_figure(size: tuple[float, float], title: str = "") -> "tuple[Figure, Axes]":
+    """An empty figure with one pair of axes; size in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -195,7 +196,7 @@ def _shown(label: str) -> str:
     return f"\u200b{short}" if short.startswith("_") else short
 
 
-def _svg(figure: "Figure", description: str) -> str:
+def as_svg(figure: "Figure", description: str) -> str:
     """The figure as an element of an HTML page: no XML prologue, no metadata, no fixed size."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata=NO_METADATA, transparent=True)
@@ -208,7 +209,8 @@ def _svg(figure: "Figure", description: str) -> str:
     return re.sub(r'<svg width="\S+" height="\S+"', described, element, count=1)
 
 
-def _style() -> Any:
+def style_axes() -> Any:
+    """The look of all plots, as a context."""
     from matplotlib import rc_context
 
     return rc_context(STYLE)

@@ -229,10 +229,9 @@ def _execute(connection: Any, statement: str, run: Run, **values: Any) -> Any:
 
 def _supported_values(run: Run, origin: str) -> Iterator[tuple[str, dict[str, float]]]:
     names = {**run.names, "origin": run.names[origin]}
-    columns = (
-        column.to_pylist() for column in read_table(run.url, SUPPORTED_VALUES, names).columns
-    )
-    for state, group in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+    table = read_table(run.url, SUPPORTED_VALUES, names)
+    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    for state, group in groupby(rows, key=itemgetter(0)):
         yield state, {coupon_id: q_value for _, coupon_id, q_value in group}
 
 

@@ -23,9 +23,9 @@ WITHOUT_COUPON = {
     "no_purchase_yet": "have not bought anything yet",
     "recent_contact": "got a coupon only a few days ago",
     "holdout": "are in the comparison group, which never gets coupons and so shows what they bring",
-    "low_support": "are customers for whom there are too few past offers to judge any coupon",
+    "low_support": "are customers for whom past offers do not show what a coupon does",
     "no_uplift": "are not expected to bring in more with a coupon than it costs",
-    "budget": "would be worth a coupon, but the budget brings more with others",
+    "budget": "would be worth a coupon, but the budget, or a limit, brings more with others",
     "drawn": "were drawn by chance to get none, to learn what happens without a coupon",
 }
 

@@ -271,7 +271,7 @@ WORDS = [
     ),
     (
         {"reason": "low_support"},
-        "No coupon: too few past offers to customers like this one to judge any.",
+        "No coupon: past offers do not show what one does for such customers.",
     ),
     ({"reason": "no_uplift"}, "No coupon: none is expected to bring in more than it costs."),
     (

@@ -293,12 +293,12 @@ def test_alarms(log, words):
 
 
 def test_difference_is_judged_where_the_policies_differ():
-    """By hand: 100 of 4,000 decisions differ, and half of these hold the policy's coupon."""
+    """By hand: 50 of 4,000 decisions differ, and half of these hold the policy's coupon."""
     other = always()
-    other[:100] = [0.0, 1.0]
+    other[:50] = [0.0, 1.0]
     found = difference(by_lot(), always(), other, IPS)
-    assert (found.effective_sample_size, found.disagreement) == (50, 0.025)
-    assert "100 decisions are worth only 50" in found.alarm
+    assert (found.effective_sample_size, found.disagreement) == (25, 0.0125)
+    assert "50 decisions are worth only 25" in found.alarm
     other[10:100] = NEVER
     found = difference(by_lot(), always(), other, IPS)
     assert (found.alarm, found.effective_sample_size) == (None, 5)  # 0.25 % cannot matter

@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from worlds import panel_of
 
 from winback.models import propensity as module
 from winback.models.errors import DataError
-from winback.models.propensity import clip, estimate_propensities, fill_logged, overlap
+from winback.models.propensity import (
+    clip,
+    estimate_propensities,
+    fill_logged,
+    habits,
+    overlap,
+)
+from winback.models.world import WorldConfig, make_world
+from winback.models.world_log import record_history
 
 
 def targeted_log(customers=800, weeks=10, *, steps=False, seed=0):
@@ -168,3 +177,16 @@ def test_bad_input(call, message):
     with pytest.raises(DataError) as raised:
         call(*good())
     assert message in str(raised.value)
+
+
+def test_habits_equal_a_loop_over_the_other_windows():
+    """Oracle: a loop over a small panel, open rows left out."""
+    panel = panel_of(record_history(make_world(WorldConfig(seed=1)), 30, 9))
+    found = habits(panel)
+    for column, event in enumerate((panel.coupon > 0, panel.purchased)):
+        mean = event[panel.closed].mean()
+        for row in range(len(panel.period)):
+            others = panel.closed & (panel.customer == panel.customer[row])
+            others[row] = False
+            expected = (event[others].sum() + 2 * mean) / (others.sum() + 2)
+            assert found[row, column] == pytest.approx(expected)

@@ -15,6 +15,7 @@ from winback.models.states import StateSpace
 from winback.operators.q_store import (
     CURRENT,
     PREVIOUS,
+    UPLOAD_SECONDS,
     CouponReader,
     QStore,
     connect,
@@ -108,22 +109,50 @@ def test_taking_back_an_activation_leaves_a_later_one_alone(store):
     assert store.served() == before
 
 
-class LossyRedis(redis.Redis):
-    """A real Redis behind a line that loses a state of every batch."""
+class TamperedRedis(redis.Redis):
+    """A real Redis in which something happens to what was uploaded before it is verified."""
 
-    def pipeline(self, transaction=True, shard_hint=None):
-        return LossyPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+    def pipeline(self, *args, **kwargs):
+        (upload,) = self.scan_iter("winback:upload:*")
+        self.tamper(upload)
+        return super().pipeline(*args, **kwargs)
+
+    def tamper(self, upload):
+        self.hdel(upload, "cold")
 
 
-class LossyPipeline(redis.client.Pipeline):
-    def hset(self, name, *args, mapping, **kwargs):
-        return super().hset(name, *args, mapping=dict(list(mapping.items())[:-1]), **kwargs)
+class DamagedRedis(TamperedRedis):
+    def tamper(self, upload):
+        self.hset(upload, "cold", "broken")
 
 
-def test_content_that_did_not_arrive_is_noticed(redis_url):
-    store = QStore(LossyRedis.from_url(redis_url, decode_responses=True), KEEP_SECONDS)
-    with pytest.raises(StoreUnavailableError, match=r"holds 1 states .* 2 others were sent"):
+@pytest.mark.parametrize(("kind", "held"), [(TamperedRedis, 1), (DamagedRedis, 2)])
+def test_content_that_did_not_arrive_is_noticed(redis_url, kind, held):
+    store = QStore(kind.from_url(redis_url, decode_responses=True), KEEP_SECONDS)
+    with pytest.raises(StoreUnavailableError, match=rf"holds {held} states .* 2 others were sent"):
         store.stage("2024-07-29", STATES, {})
+    (upload,) = store.client.keys()
+    assert 0 < store.client.ttl(upload) <= UPLOAD_SECONDS, "what is left of it goes by itself"
+
+
+def test_a_table_of_many_commands_arrives_whole(redis_url):
+    """Oracle: one HSET per state, by redis-py; texts beyond ASCII and the protocol's line ends."""
+    client = connect(redis_url)
+    states = [(f"category=Käse\r\n{n}", {"none": n / 7, "5 €": -n * 1e17}) for n in range(4_321)]
+    for state, values in states:
+        client.hset("one by one", state, json.dumps(values, ensure_ascii=False))
+    version = QStore(client, KEEP_SECONDS).stage("2024-07-29", states, {})
+    found, expected = (client.hgetall(key) for key in (table_key(version), "one by one"))
+    assert {state: json.loads(values) for state, values in found.items()} == dict(states)
+    assert found.keys() == expected.keys()
+
+
+def test_a_table_without_states_can_be_served(redis_url):
+    store = QStore(connect(redis_url), KEEP_SECONDS)
+    version = store.stage("2024-07-29", [], {})
+    store.activate(version)
+    assert json.loads(store.client.get(meta_key(version)))["rows"] == 0
+    assert store.client.hgetall(table_key(version)) == {}
 
 
 def test_damaged_content_is_repaired_by_staging_again(store):

@@ -235,7 +235,7 @@ def test_page_states_the_facts(shop: Shop) -> None:
         "given for this run",
         "Save 5 2 0 3.50 EUR +0.25 EUR +13.75 EUR",
         "Save 10 1 1 3.25 EUR +1.00 EUR +5.00 EUR",
-        "would be worth a coupon, but the budget brings more with others 2 25%",
+        "would be worth a coupon, but the budget, or a limit, brings more with others 2 25%",
         "have not agreed to be contacted 1",
         "The first result can be read from the run of 11 March 2024 on",
         "Tested on decisions from 12 February 2024 on",

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from winback.models import world_log
 from winback.models.response import ResponseModel, leaving_cell
 from winback.models.situations import (
     COUPON_EDGES,
@@ -33,6 +34,29 @@ def panel_of(history):
         grid(history.propensity, np.nan),
         history.first_week,
     )
+
+
+def lived(world, customers, weeks, seed, monkeypatch):
+    """A history and (n, weeks) the hidden type and state at the beginning of each week."""
+    seen, live = [], world_log.live
+
+    def watched(where, people, coupon, random):
+        seen.append(people.state.copy())
+        return live(where, people, coupon, random)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world_log, "live", watched)
+        history = world_log.record_history(world, customers, weeks, seed)
+    state = np.full((customers, weeks), -1)
+    state[history.customer, history.week] = np.concatenate(seen)
+    return history, state
+
+
+def exact(world, history, state, panel, rows, price):
+    """(n, A) expected profit of the window less the price of coupon money, in the hidden state."""
+    customer = panel.customer[rows]
+    at = (history.people.type[customer], state[customer, panel.period[rows]])
+    return (world.reward - price * world.cost)[at]
 
 
 def panel_of_grid(purchased, coupon, margin, cost, propensity, first_period):
