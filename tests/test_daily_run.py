@@ -167,7 +167,9 @@ def test_the_run_is_recorded_with_the_figures_of_its_steps(finished):
     assert status == "published"
     assert set(metrics) >= {"survival", "profit", "plan", "allocation", "drift", "settings"}
     assert metrics["survival"]["customers"] == 300
-    assert not metrics["allocation"]["is_cold_start"]
+    lift = metrics["plan"]["lift"]
+    assert lift["decisions"] > 0
+    assert metrics["allocation"]["is_cold_start"] == (not lift["is_proven"])  # else explore only
 
 
 def test_every_decision_is_kept(finished):
