@@ -289,7 +289,14 @@ class Settings(BaseModel):
     @property
     def config_hash(self) -> str:
         """Short hash of everything that shapes a decision: not when, where and how it runs."""
-        circumstances = {"as_of", "publish", "artifacts_uri", "batch_rows", "device"}
+        circumstances = {
+            "as_of",
+            "publish",
+            "artifacts_uri",
+            "batch_rows",
+            "shard_customers",
+            "device",
+        }
         circumstances |= {"keep_versions_days", "override_gate", *DEPLOYMENT_SETTINGS}
         text = json.dumps(self.model_dump(mode="json", exclude=circumstances), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

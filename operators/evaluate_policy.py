@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
-from math import isfinite, nan
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from winback.operators.artifacts import GATE, PLAN, RESPONSE_MODEL, Artifacts
 from winback.operators.base import WinbackOperator
 from winback.operators.fit_response import read_halves, read_response, with_propensities
 from winback.operators.panel import read_panel
-from winback.operators.plan import rules_of
+from winback.operators.plan import finite_or_none, rules_of
 from winback.operators.run import Run
 from winback.operators.snapshots import Catalogue, read_catalogue
 from winback.operators.warehouse import read_table, transaction
@@ -160,7 +160,7 @@ def _record(run: Run, found: "Evaluation | None") -> None:
         connection.execute(sql.SQL(FORGET).format(**_quoted(run.names)))
         for policy, estimates in (found.estimates if found else {}).items():
             for estimator, one in estimates.items():
-                values = {name: _number(getattr(one, name)) for name in RECORDED}
+                values = {name: finite_or_none(getattr(one, name)) for name in RECORDED}
                 named = {**run.names, "policy": policy, "estimator": estimator, **values}
                 connection.execute(sql.SQL(RECORD).format(**_quoted(named)))
 
@@ -199,9 +199,5 @@ def _figures(found: "Evaluation | None", verdict: Verdict, champion: _Champion) 
 def _one(estimate: Estimate) -> dict[str, Any]:
     return {
         "alarm": estimate.alarm,
-        **{name: _number(getattr(estimate, name)) for name in RECORDED},
+        **{name: finite_or_none(getattr(estimate, name)) for name in RECORDED},
     }
-
-
-def _number(value: float) -> float | None:
-    return value if isfinite(value) else None

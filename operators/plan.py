@@ -113,7 +113,10 @@ def plan(run: Run) -> dict[str, Any]:
     valued = _value(response, model, result, panel, belief, contact, gamma)
     run.artifacts.write_arrays(PLAN_TABLES, _tables(model, result, panel, offered, gamma))
     factor = _cost_factor(run, panel, model, valued, price)
-    shown = {"value": _number(lift.value), "standard_error": _number(lift.standard_error)}
+    shown = {
+        "value": finite_or_none(lift.value),
+        "standard_error": finite_or_none(lift.standard_error),
+    }
     made = {
         "long_run_price": price,
         "cost_factor": factor,
@@ -314,5 +317,6 @@ def _figures(
     }
 
 
-def _number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """A figure for JSON and SQL, which know no NaN."""
     return value if isfinite(value) else None
