@@ -14,8 +14,9 @@ from winback.models.mdp import CustomerModel, value_iteration
 from winback.models.situations import SITUATIONS, Floats, Ints, Panel
 
 CHECKED_PERIODS = 24  # latest windows that the cost of the chosen is checked on: half a year
-CERTAINTY = 1.645  # standard errors: too little is charged in one case of twenty
-FEWEST_PURCHASES = 100  # with fewer the comparison says nothing
+CERTAINTY = 1.645  # standard errors: too little is kept back in one case of twenty
+CERTAINTY_ESTIMATED = 3.0  # where propensities are guesses, which no standard error knows of
+FEWEST_REDEMPTIONS = 100  # with fewer the comparison says nothing
 MOST_OFTEN = 60.0  # one window never counts for more than this many
 BISECTIONS = 24  # of the price; the last step is below a ten-millionth of it
 PRICE_LIMIT = 1e6  # a price nobody pays: the budget is 0
@@ -38,6 +39,19 @@ class Today:
     profit: Floats
     cost: Floats
     free: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ChosenCost:
+    """Coupon money that came over what was said, and its standard error; see below."""
+
+    ratio: float
+    standard_error: float
+
+    def spendable(self, *, propensities_logged: bool) -> float:
+        """Share of a budget to plan with at ``ratio``, so that it holds at the ratio's bound."""
+        certainty = CERTAINTY if propensities_logged else CERTAINTY_ESTIMATED
+        return self.ratio / (self.ratio + certainty * self.standard_error)
 
 
 def price_of_budget(
@@ -87,29 +101,27 @@ def over_classes(table: Floats, belief: Floats, situation: Ints) -> Floats:
     return total
 
 
-def cost_of_the_chosen(panel: Panel, purchase: Floats, cost: Floats, chosen: Ints) -> float:
-    """How much more the coupons of a plan cost than said, measured on the latest windows; ≥ 1.
+def cost_of_the_chosen(panel: Panel, cost: Floats, chosen: Ints) -> ChosenCost:
+    """How much more the coupons of a plan cost than said, measured on the latest windows.
 
     A plan picks customers for what is believed of them, so it picks the errors too, and the
-    budget would pay for them. Those whom the plan would have given a coupon are compared with
-    what they then bought, with whatever coupon they had, each window weighed by 1 / propensity
-    and by what the plan's coupon costs at a purchase. The upper bound of 95 % is taken, never
-    less than what is said: a budget is a promise.
+    budget would pay for them. Where those whom it would have given a coupon had one, whichever,
+    the coupon money that came is compared with what was said of that coupon, each window weighed
+    by 1 / propensity: a ratio estimate with the sum of a customer's rows as its unit (Cochran 1977,
+    ch. 6).
 
     Args:
         panel: m decisions.
-        purchase: (m, A) chance of a purchase said for each coupon.
         cost: (m, A) coupon money said, 0 for `none`.
         chosen: (m,) coupon that the plan gives; 0 is none.
     """
     latest = panel.period > panel.period[panel.closed].max(initial=0) - CHECKED_PERIODS
-    rows = np.flatnonzero(panel.closed & latest & (chosen > 0))
-    known = np.where(np.isfinite(panel.propensity[rows]), panel.propensity[rows], 1.0)
-    weight = np.minimum(1 / np.maximum(known, 1e-6), MOST_OFTEN)
-    weight *= cost[rows, chosen[rows]] / np.maximum(purchase[rows, chosen[rows]], 1e-9)
-    said = weight * purchase[rows, panel.coupon[rows]]
-    came = weight * panel.purchased[rows]
-    if panel.purchased[rows].sum() < FEWEST_PURCHASES or said.sum() <= 0:
-        return 1.0
-    error = float(np.sqrt(((came - said) ** 2).sum()))
-    return max(1.0, float(came.sum() + CERTAINTY * error) / float(said.sum()))
+    rows = np.flatnonzero(panel.closed & latest & (chosen > 0) & (panel.coupon > 0))
+    weight = np.minimum(panel.inverse_propensity[rows], MOST_OFTEN)
+    said = weight * cost[rows, panel.coupon[rows]]
+    came = weight * panel.cost[rows]
+    if (came > 0).sum() < FEWEST_REDEMPTIONS or said.sum() <= 0:
+        return ChosenCost(1.0, 0.0)
+    ratio = float(came.sum() / said.sum())
+    off = np.bincount(panel.customer[rows], came - ratio * said)
+    return ChosenCost(ratio, float(np.sqrt((off**2).sum()) / said.sum()))

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from winback.models.cross_fitting import Halves, Plan, View, one_hot, view
+from winback.models.cross_fitting import Halves, Plan, Rules, View, one_hot, view
 from winback.models.off_policy import (
     DOUBLY_ROBUST,
     ESTIMATORS,
@@ -91,8 +91,8 @@ def evaluate(
     Raises:
         DataError: a propensity is outside (0, 1].
     """
-    rows = valued_rows(panel, periods)
-    if len(np.unique(learned.half[panel.customer[rows]])) < 2:
+    rows = _rows_of_both(panel, learned, periods)
+    if rows is None:
         return None
     views = learned.views(panel, challenger.rules)
     log, policies, profit, q = _cross_valued(views, rows, learned.half)
@@ -112,6 +112,39 @@ def evaluate(
         versus_none=_compare(log, policies, CHALLENGER, NONE, q),
         versus_champion=_versus_champion(log, policies, q, panel.period[rows], champion),
     )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the cross-fitted plan brings against no coupons, and the policy that this is said of.
+
+    Attributes:
+        rows: (m,) valued rows of the panel.
+        policy: (m, A) probability of each coupon there.
+        estimate: challenger − none per decision, doubly robust, with its 95 % interval.
+    """
+
+    rows: Ints
+    policy: Floats
+    estimate: Estimate
+
+
+def gain_over_none(
+    panel: Panel, learned: Halves, rules: Rules, *, periods: int = 12
+) -> Gain | None:
+    """As in :func:`evaluate`, but with its decisions, so that who knows the truth can check it."""
+    rows = _rows_of_both(panel, learned, periods)
+    if rows is None:
+        return None
+    log, policies, _, q = _cross_valued(learned.views(panel, rules), rows, learned.half)
+    found = difference(log, policies[CHALLENGER], policies[NONE], DOUBLY_ROBUST, q)
+    return Gain(rows, policies[CHALLENGER], found)
+
+
+def _rows_of_both(panel: Panel, learned: Halves, periods: int) -> Ints | None:
+    """The valued rows, or None if they are of one half only."""
+    rows = valued_rows(panel, periods)
+    return rows if len(np.unique(learned.half[panel.customer[rows]])) == 2 else None
 
 
 def valued_rows(panel: Panel, periods: int) -> Ints:

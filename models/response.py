@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from winback.models.logistic import log_odds, sigmoid
 from winback.models.situations import (
     COUPONS,
     PURCHASES,
@@ -212,16 +213,3 @@ def leaving_design() -> Floats:
     """(2 · COUPONS, 3): level, an offer, an offer on top of others."""
     offered, tired = np.indices((2, COUPONS)).reshape(2, -1)
     return np.column_stack([np.ones(2 * COUPONS), offered, offered * tired / 3.0])
-
-
-def log_odds(chance: Floats) -> Floats:
-    """ln p / (1 − p), p kept off 0 and 1."""
-    clipped = np.clip(chance, 1e-6, 1 - 1e-6)
-    odds: Floats = np.log(clipped / (1 - clipped))
-    return odds
-
-
-def sigmoid(odds: Floats) -> Floats:
-    """1 / (1 + e^−x)."""
-    chance: Floats = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
-    return chance

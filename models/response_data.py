@@ -2,7 +2,8 @@
 
 Offers are not drawn at random. What the situation does not explain of them is undone by weighing:
 each decision counts with (share of its coupon in its situation) / propensity, a stabilised
-inverse-propensity weight (Robins, Hernán & Brumback 2000), cut at MAX_WEIGHT.
+inverse-propensity weight (Robins, Hernán & Brumback 2000), cut at MAX_WEIGHT. winback's own past
+decisions went by what is on record and nothing else, so they count once each.
 """
 
 from dataclasses import dataclass, fields
@@ -70,17 +71,17 @@ def closed_rows(panel: Panel) -> Panel:
 
 
 def _weights(panel: Panel, coupons: int) -> Floats:
-    """(m,) stabilised inverse propensities, mean 1; 1 where the propensity is unknown."""
+    """(m,) stabilised inverse propensities, mean 1; 1 if unknown, and for own decisions."""
     place = panel.situation // COUPONS
     places = SITUATIONS // COUPONS
     counts = np.bincount(place * coupons + panel.coupon, minlength=places * coupons)
     overall = np.bincount(panel.coupon, minlength=coupons) / max(len(panel.coupon), 1)
     share = counts.reshape(places, coupons) + 5 * overall  # a rare situation leans on the rest
     share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
-    known = np.isfinite(panel.propensity)
+    known = np.isfinite(panel.propensity) & ~panel.own
     weight = np.ones(len(place))
     drawn = share[place[known], panel.coupon[known]]
-    weight[known] = np.minimum(drawn / np.maximum(panel.propensity[known], 1e-6), MAX_WEIGHT)
+    weight[known] = np.minimum(drawn * panel.inverse_propensity[known], MAX_WEIGHT)
     if known.any():
         weight[known] /= weight[known].mean()
     return weight
@@ -94,12 +95,12 @@ def effective_share(weight: Floats) -> float:
 
 
 def offer_counts(data: ClosedWindows) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """(n, SITUATIONS) windows with an offer, and without."""
-    offered = data.panel.coupon > 0
+    """(n, SITUATIONS) windows with an offer, and without; own decisions say nothing."""
+    offered, theirs = data.panel.coupon > 0, ~data.panel.own
     shape = (data.panel.customers, SITUATIONS)
     place = (data.panel.customer, data.panel.situation)
     made, without = (
         sparse.csr_matrix((rows.astype(np.float64), place), shape=shape)
-        for rows in (offered, ~offered)
+        for rows in (offered & theirs, ~offered & theirs)
     )
     return made, without

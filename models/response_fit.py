@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from winback.models.errors import DataError
+from winback.models.logistic import log_odds, logistic, sigmoid
 from winback.models.response import (
     BASE_TERMS,
     COUPON_TERMS,
@@ -26,9 +27,7 @@ from winback.models.response import (
     design,
     leaving_cell,
     leaving_design,
-    log_odds,
     respond,
-    sigmoid,
 )
 from winback.models.response_data import (
     ClosedWindows,
@@ -120,6 +119,7 @@ def beliefs(model: ResponseModel, panel: Panel) -> Floats:
     bought = panel.purchased & panel.closed
     odds = log_odds(model.offers)[:, panel.situation].T
     offer = -np.logaddexp(0, np.where((panel.coupon > 0)[:, None], -odds, odds))
+    offer[panel.own] = 0.0
     forward(
         panel.first,
         panel.situation * model.coupons + panel.coupon,
@@ -165,52 +165,6 @@ def set_level(model: ResponseModel, panel: Panel, weight: Floats) -> ResponseMod
     prior = PSEUDO_PURCHASES * float(model.redeemed[:, 1:].mean()) if model.coupons > 1 else 0.0
     ratio = (redeemed + prior) / (said_cost + prior) if said_cost + prior > 0 else 1.0
     return replace(levelled, cost_level=np.array(ratio))
-
-
-def logistic(
-    columns: Floats,
-    tries: Floats,
-    hits: Floats,
-    start: Floats,
-    mean: Floats,
-    precision: Floats,
-    steps: int,
-    at_most_zero: Ints | None = None,
-    at_least_zero: Ints | None = None,
-) -> tuple[Floats, Floats]:
-    """Logistic regression on counts with a Gaussian prior: coefficients (D,), curvature (D, D).
-
-    Newton's steps, cut at 2 so that separated data do not throw it.
-    """
-    used = tries > 1e-9
-    columns, tries, hits = columns[used], tries[used], hits[used]
-    low, high = np.full(len(start), -np.inf), np.full(len(start), np.inf)
-    high[[] if at_most_zero is None else at_most_zero] = 0
-    low[[] if at_least_zero is None else at_least_zero] = 0
-    found, curvature = np.clip(start, low, high), np.diag(precision)
-    for _ in range(steps):
-        chance = sigmoid(columns @ found)
-        gradient = columns.T @ (hits - tries * chance) - precision * (found - mean)
-        curvature = (columns * (tries * chance * (1 - chance))[:, None]).T @ columns
-        curvature += np.diag(precision)
-        step = np.clip(_bounded_step(curvature, gradient, low - found, high - found), -2, 2)
-        found = found + step
-        if np.abs(step).max() < 1e-6:
-            break
-    return found, curvature
-
-
-def _bounded_step(curvature: Floats, gradient: Floats, low: Floats, high: Floats) -> Floats:
-    """Newton's step within bounds; the rest steps knowing what its bound holds back."""
-    step, held = np.zeros(len(gradient)), np.zeros(len(gradient), np.bool_)
-    while True:
-        free = np.flatnonzero(~held)
-        rest = gradient - curvature[:, held] @ step[held]
-        step[free] = np.linalg.solve(curvature[np.ix_(free, free)], rest[free])
-        crossing = (step < low) | (step > high)
-        if not crossing.any():
-            return step
-        step, held = np.clip(step, low, high), held | crossing
 
 
 def _expect(

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from winback.models.logistic import log_odds, sigmoid
 from winback.models.response import (
     BASE_TERMS,
     EFFECT,
     SHARED_EFFECTS,
     leaving_design,
-    log_odds,
-    sigmoid,
 )
 from winback.models.response_data import ClosedWindows
 from winback.models.situations import Floats

@@ -19,6 +19,7 @@ RECENCY_EDGES = np.array([1, 2, 3, 4, 6, 8, 12])  # periods since the last purch
 PURCHASE_EDGES = np.array([1, 2, 3, 5, 8])  # purchase days in PURCHASE_PERIODS: how much a regular
 COUPON_EDGES = np.array([1, 2, 3, 4])  # coupons in COUPON_PERIODS: how tired of them
 PURCHASE_PERIODS = 12  # a quarter of weeks: long enough to tell a regular from a lucky month
+SMALLEST_PROPENSITY = 1e-6  # a smaller one is a mistake of the log
 COUPON_PERIODS = 4  # a month of weeks: what people still remember
 
 RECENCIES, PURCHASES, COUPONS = (
@@ -43,6 +44,8 @@ class Panel:
         margin: (m,) margin of the window, currency.
         cost: (m,) redeemed coupon money of the window.
         propensity: (m,) chance with which the coupon was drawn; NaN where unknown.
+        own: (m,) decided by winback, so by the rows before it alone: such an offer says nothing
+            of the customer, and nothing hidden has to be undone (ignorable; Rubin 1976).
         closed: (m,) the window is over.
     """
 
@@ -54,6 +57,7 @@ class Panel:
     margin: Floats
     cost: Floats
     propensity: Floats
+    own: Bools
     closed: Bools
 
     @property
@@ -75,6 +79,14 @@ class Panel:
         columns = (getattr(self, field.name) for field in fields(self) if field.name != "first")
         first = np.append(0, np.cumsum(counts)).astype(np.int64)
         return Panel(first, *(column[rows] for column in columns))
+
+    @property
+    def inverse_propensity(self) -> Floats:
+        """(m,) 1 / propensity; 1 for own decisions, and where it is unknown."""
+        known = np.isfinite(self.propensity) & ~self.own
+        inverse = np.ones(len(self.period))
+        inverse[known] = 1 / np.maximum(self.propensity[known], SMALLEST_PROPENSITY)
+        return inverse
 
     @property
     def following(self) -> Ints:

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from winback.models.response import log_odds
-from winback.models.response_fit import logistic
+from winback.models.logistic import log_odds, logistic
 from winback.models.situations import Floats
 
 PRIOR = np.array([0.0, 1.0, 0.0])  # the classes alone, as they are

@@ -11,7 +11,7 @@ p ~ Beta(a, b). a = 0 is the model without dropout: everybody stays a customer.
 
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from winback.models.errors import DataError, SettingsError
 from winback.models.histories import PurchaseHistories, checked_histories
+from winback.models.logistic import log_odds, logistic, sigmoid
 from winback.models.survival_likelihood import Likelihood, coarse
 
 Array = npt.NDArray[np.float64]
@@ -39,6 +40,9 @@ USEFUL_SHARE = 0.05  # of customers probably gone: fewer would hardly change a c
 NODES_PER_ROOT = 15  # times √(horizon / (α+T)): Gauss-Jacobi errors then stay below 1e-9
 FEWEST_NODES, MOST_NODES = 24, 1000
 TO_ROUNDING, NEARLY = 1e-14, 1e-9  # relative gain that ends a search: refits agree; a start
+NO_LEVEL = (0.0, 1.0)  # chances as the model says them
+LEVEL_PERIODS = 8  # latest windows that the level is set on
+LEVEL_PRECISION = np.array([1.0, 10.0])  # a level off by 1, a slope off by 0.3: both are usual
 STARTS = ((0.1, 1.0), (0.5, 3.0), (1.0, 1.0), (3.0, 10.0))  # (a, b): rare, usual, frequent, even
 
 
@@ -48,7 +52,8 @@ class SurvivalFit:
 
     A degenerate fit (``is_degenerate``) carries the parameters of the model without dropout:
     a = 0, P(alive) = 1. ``log_likelihood`` is always the best one found *with* dropout, so that
-    ``gain`` shows what dropout explains. ``reason`` says in words what is worth knowing.
+    ``gain`` shows what dropout explains. ``reason`` says in words what is worth knowing. ``level``
+    is what the log odds of a purchase are multiplied by and moved to, see :func:`set_level`.
     """
 
     r: float
@@ -62,6 +67,7 @@ class SurvivalFit:
     is_degenerate: bool
     reason: str
     engine: str
+    level: tuple[float, float] = NO_LEVEL
 
     @property
     def gain(self) -> float:
@@ -80,7 +86,7 @@ class SurvivalFit:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SurvivalFit":
         """The inverse of to_dict."""
-        return cls(**values)
+        return cls(**{**values, "level": tuple(values.get("level", NO_LEVEL))})
 
 
 def fit_survival(
@@ -135,11 +141,50 @@ def probability_of_purchase(
 ) -> Array:
     """P(at least one purchase in (T, T + horizon]), (n,).
 
-    P(alive)·[1 − ((α+T)/(α+T+h))^(r+x)]: an alive customer's rate is Gamma(r + x, α + T).
+    P(alive)·[1 − ((α+T)/(α+T+h))^(r+x)]: an alive customer's rate is Gamma(r + x, α + T). Then the
+    fit's level, and never above P(alive).
     """
     x, _, T = checked_histories(frequency, recency, age)
+    alive = probability_alive(fit, frequency, recency, age)
     log_none = -(fit.r + x) * np.log1p(_horizon(horizon_days) / (fit.alpha + T))
-    return -np.expm1(log_none) * probability_alive(fit, frequency, recency, age)
+    said = -np.expm1(log_none) * alive
+    if fit.level == NO_LEVEL:
+        return said
+    start, slope = fit.level
+    return np.minimum(sigmoid(start + slope * log_odds(said)), alive)
+
+
+def set_level(
+    fit: SurvivalFit,
+    histories: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike],
+    windows: npt.ArrayLike,
+    bought: npt.ArrayLike,
+    horizon_days: float,
+) -> SurvivalFit:
+    """Set P(purchase) right on past windows; a level set before is replaced.
+
+    BG/NBD knows neither seasons nor that somebody leaves between purchases, so its chances can be
+    too bold or too timid; their order is kept. A logistic regression of what came on the log odds
+    that were said (Cox 1958), drawn toward what was said where windows are few.
+
+    Args:
+        fit: the model.
+        histories: frequency, recency and age at the beginning of the windows, (n,) each.
+        windows: (n,) how many windows began with that history.
+        bought: (n,) in how many of them there was a purchase.
+        horizon_days: length of a window.
+    """
+    fit = replace(fit, level=NO_LEVEL)
+    count, hits = (np.asarray(values, dtype=np.float64) for values in (windows, bought))
+    if not 0 < hits.sum() < count.sum():
+        return fit
+    said = log_odds(probability_of_purchase(fit, *histories, horizon_days))
+    columns = np.column_stack([np.ones_like(said), said])
+    as_said, order_kept = np.array([0.0, 1.0]), np.array([1])
+    found, _ = logistic(
+        columns, count, hits, as_said, as_said, LEVEL_PRECISION, 30, at_least_zero=order_kept
+    )
+    return replace(fit, level=(float(found[0]), float(found[1])))
 
 
 def expected_purchases(
@@ -154,8 +199,15 @@ def expected_purchases(
     Given alive, λ ~ Gamma(r+x, α+T) and p ~ Beta(a, b+x), and a customer makes
     (1 − e^(−λph))/p purchases on average; the λ integral is closed and the p integral is
     Gauss-Jacobi quadrature. It equals equation (10) of the paper without ₂F₁: nothing overflows
-    for frequent buyers, and a = 1 or a + b < 1 are no special cases.
+    for frequent buyers, and a = 1 or a + b < 1 are no special cases. The fit's level moves the
+    chance of a purchase; how many a buyer makes then is left as it is.
     """
+    if fit.level != NO_LEVEL:
+        as_said = replace(fit, level=NO_LEVEL)
+        history = (frequency, recency, age, horizon_days)
+        said, right = (probability_of_purchase(one, *history) for one in (as_said, fit))
+        moved = np.divide(right, said, out=np.ones_like(said), where=said > 0)
+        return expected_purchases(as_said, *history) * moved
     x, _, T = checked_histories(frequency, recency, age)
     u = _horizon(horizon_days) / (fit.alpha + T)
     if fit.a == 0:

@@ -37,6 +37,7 @@ class Week:
     purchased: Bools
     margin: Floats  # currency, 0 without a purchase
     cost: Floats  # redeemed coupon money
+    state: Ints  # hidden: where the customer stood when the coupon came
 
 
 @dataclass
@@ -58,7 +59,8 @@ class History:
     """What n customers did in a world, customer week by customer week, oldest first; (m,) each.
 
     ``first_week``: (n,) the week in which a customer bought for the first time, the week before
-    their first row. ``people``: who and where everybody is after the last week.
+    their first row. ``people``: who and where everybody is after the last week. ``state`` and
+    ``people`` are hidden: no table of a shop holds them.
     """
 
     customer: Ints
@@ -68,6 +70,7 @@ class History:
     purchased: Bools
     margin: Floats
     cost: Floats
+    state: Ints
     first_week: Ints
     people: Population
 
@@ -84,14 +87,15 @@ def new_customers(world: World, n: int, random: np.random.Generator) -> Populati
 
 
 def live(world: World, people: Population, coupon: Ints, random: np.random.Generator) -> Week:
-    """One week with the coupons given: moves ``people`` on in place and returns what is seen."""
+    """One week with the coupons given: moves ``people`` on in place and returns what happened."""
     at = (people.type, people.state, coupon)
     purchased = random.random(len(coupon)) < world.purchase[at]
     redeemed = purchased & (random.random(len(coupon)) < world.redemption[at])
     margin = np.where(purchased, draw_margins(world.margin[at], random), 0.0)
     leaves = random.random(len(coupon)) < world.leaving[at]
+    state = people.state
     people.state = np.where(
-        (people.state == GONE) | leaves, GONE, _moved(people.state, coupon, purchased, random)
+        (state == GONE) | leaves, GONE, _moved(state, coupon, purchased, random)
     )
     return Week(
         coupon=coupon,
@@ -99,6 +103,7 @@ def live(world: World, people: Population, coupon: Ints, random: np.random.Gener
         purchased=purchased,
         margin=margin,
         cost=np.where(redeemed, np.array(FACE_VALUES)[coupon], 0.0),
+        state=state,
     )
 
 

@@ -1,7 +1,8 @@
-"""What every coupon is truly worth to every customer of a known world in the week to decide.
+"""What every coupon is truly worth to the customers of a known world.
 
-A decision's value is its own week and what follows under the best policy within the long-run
-budget: r(h, s, a) + γ Σ P(s' | h, s, a) V_λ(h, s').
+In the week to decide, a decision's value is its own week and what follows under the best policy
+within the long-run budget: r(h, s, a) + γ Σ P(s' | h, s, a) V_λ(h, s'). For decisions of the log it
+is their week alone, less a price of coupon money: r(h, s, a) − λ c(h, s, a).
 """
 
 import math
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from winback.models.allocation import pick, solve_budget
-from winback.models.world import Floats, Ints, World, make_world
-from winback.models.world_log import Population
+from winback.models.errors import DataError, first_rows
+from winback.models.world import Floats, Ints, World, make_world, world_in_week
+from winback.models.world_log import History, Population
 from winback.models.world_optimum import greedy_policy, optimum, policy_value, q_at_price
 
 
@@ -113,6 +115,35 @@ def score(truth: Truth, coupon: Ints) -> Score:
         harm=float((uplift[given] < 0).sum() / max(given.sum(), 1)),
         wasted=float(given[hopeless].sum() / max(hopeless.sum(), 1)),
     )
+
+
+def worth_of_weeks(
+    world: World, history: History, customer: Ints, week: Ints, price: float
+) -> Floats:
+    """(m, A) expected profit of past weeks less ``price`` times coupon money, in hidden states.
+
+    Args:
+        world: as it was when the log began.
+        history: the log.
+        customer: (m,) numbers of customers.
+        week: (m,) of the log, a week that has such a row.
+        price: profit that a unit of coupon money would bring elsewhere.
+
+    Raises:
+        DataError: a customer has no row in that week.
+    """
+    row = np.full((len(history.first_week), history.weeks), -1)
+    row[history.customer, history.week] = np.arange(len(history.week))
+    at = row[customer, week]
+    if (at < 0).any():
+        missing = np.column_stack([customer, week])[at < 0].tolist()
+        raise DataError(f"expected customer weeks of the log, came {first_rows(missing)}")
+    worth = np.empty((len(at), world.purchase.shape[2]))
+    for number in np.unique(week).tolist():
+        now, mine = world_in_week(world, number), week == number
+        kind, state = history.people.type[customer[mine]], history.state[at[mine]]
+        worth[mine] = (now.reward - price * now.cost)[kind, state]
+    return worth
 
 
 def _unlimited_spend(world: World, start: Floats) -> float:

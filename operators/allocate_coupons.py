@@ -1,7 +1,7 @@
 """Step: decide within the budget, from what is expected of every customer."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date, datetime, timedelta, timezone
 from functools import partial
 from hashlib import sha256
@@ -14,7 +14,7 @@ from winback import __version__
 from winback.models.errors import SettingsError, first_rows
 from winback.models.settings import LimitSetting, Settings
 from winback.models.situations import in_words
-from winback.operators.artifacts import RESPONSE_MODEL
+from winback.operators.artifacts import PLAN, RESPONSE_MODEL
 from winback.operators.base import WinbackOperator
 from winback.operators.budget import run_budget
 from winback.operators.run import Run
@@ -61,6 +61,8 @@ def allocate(run: Run) -> dict[str, Any]:
     offered = full.positions(settings.allowed_coupons)
     catalogue = full.take(offered)
     budget = run_budget(run)
+    # What coupons cost is known to a few percent only: the budget has to hold at the worse end.
+    spendable = float(run.artifacts.read_json(PLAN)["spendable"])
     scored = read_scored(run, offered)
     decisions = decide(
         Customers(
@@ -68,14 +70,15 @@ def allocate(run: Run) -> dict[str, Any]:
         ),
         _outlook(scored, catalogue, settings),
         _experiment(settings),
-        budget.amount,
+        budget.amount * spendable,
         date.fromisoformat(run.as_of),
         _limits(settings, scored, catalogue),
     )
     _write_recommendations(run, scored, catalogue, decisions)
-    summary = summarise(decisions, catalogue.coupon_ids)
+    summary = replace(summarise(decisions, catalogue.coupon_ids), budget=budget.amount)
     in_words = describe_run(summary, settings.currency)
-    return {**asdict(summary), "budget_source": budget.source, "in_words": in_words}
+    figures = {"budget_source": budget.source, "spendable": spendable, "in_words": in_words}
+    return {**asdict(summary), **figures}
 
 
 def _limits(settings: Settings, scored: Scored, catalogue: Catalogue) -> "list[Limit]":

@@ -76,6 +76,7 @@ def _panel(n: int, seed: int) -> Any:
         margin=np.where(bought, random.lognormal(2.5, 0.4, shape), 0.0).ravel(),
         cost=np.where(bought, 0.5 * FACES[coupon], 0.0).ravel(),
         propensity=np.full(n * (PERIODS + 1), np.nan),
+        own=np.zeros(n * (PERIODS + 1), np.bool_),
         closed=(week < PERIODS).ravel(),
     )
 

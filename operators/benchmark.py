@@ -28,12 +28,14 @@ from winback.operators.benchmark_peers import read_peer_data
 from winback.operators.benchmark_product import (
     ABLATIONS,
     MEASURED,
+    PRODUCT,
     Place,
     Product,
     build_features,
     check,
 )
 from winback.operators.benchmark_table import policies_done, prepare, version_of, write_row
+from winback.operators.benchmark_value import value_figures
 from winback.operators.benchmark_worlds import BenchmarkWorld, KnownWorld
 from winback.operators.world_source import COUPONS, customer_numbers, write_world
 
@@ -98,7 +100,8 @@ def run_world(world: BenchmarkWorld, options: BenchmarkOptions, say: Say) -> lis
         check(product.run, "sources", "features")
         say(f"{world.name}: log and features ready, {time.monotonic() - began:.0f} s")
         deciders = _deciders(known, product)
-        record = partial(_measure, world=world, known=known, options=options, say=say)
+        own = partial(value_figures, known, product.run)
+        record = partial(_measure, world=world, known=known, own=own, options=options, say=say)
         return [record(policy, deciders[policy]) for policy in missing]
 
 
@@ -219,14 +222,18 @@ def _measure(
     *,
     world: BenchmarkWorld,
     known: KnownWorld,
+    own: Callable[[], Mapping[str, Any]],
     options: BenchmarkOptions,
     say: Say,
 ) -> dict[str, Any]:
+    """One policy decides and is judged; winback's ``own`` estimate of its value is, too."""
     began = time.monotonic()
     coupon, stated = decider()
     figures = judge(known.today, known.history.people, known.truth, coupon, stated)
     figures |= {"budget": known.truth.budget, "oracle_uplift": known.truth.oracle_uplift}
     figures["seconds"] = time.monotonic() - began
+    if policy == PRODUCT:
+        figures |= own()
     say(f"{world.name}: {in_words(policy, figures)}")
     version = version_of(options.settings if policy in ABLATIONS else None)
     return write_row(options.url, options.schema, world, policy, figures, version=version)

@@ -15,6 +15,8 @@ from winback.operators.benchmark import BenchmarkOptions, Say, in_words, read_de
 from winback.operators.benchmark_product import PRODUCT, Place, Product, build_features
 from winback.operators.benchmark_table import policies_done, prepare, version_of, write_row
 from winback.operators.benchmark_worlds import BenchmarkWorld, KnownWorld
+from winback.operators.publish import append_decisions
+from winback.operators.warehouse import transaction
 from winback.operators.world_source import write_world
 
 
@@ -60,7 +62,7 @@ def _week(
 ) -> tuple[dict[str, Any], History]:
     """One week: decide, judge the decisions, and let them happen."""
     began = time.monotonic()
-    rows = _recommendations(known, place, options)
+    rows = _recommendations(known, place, options, known.history.weeks - week + 1)
     coupon, stated, propensity = read_decisions(known, rows)
     figures = judge(known.today, known.history.people, known.truth, coupon, stated)
     figures |= {"budget": known.truth.budget, "oracle_uplift": known.truth.oracle_uplift}
@@ -73,12 +75,20 @@ def _week(
     return row, following
 
 
-def _recommendations(known: KnownWorld, place: Place, options: BenchmarkOptions) -> Any:
+def _recommendations(
+    known: KnownWorld, place: Place, options: BenchmarkOptions, decided_from: int
+) -> Any:
     budget = known.truth.budget
-    as_of = write_world(place.url, known.world, known.history, budget=budget, schema=place.sources)
+    as_of = write_world(
+        place.url, known.world, known.history,
+        budget=budget, schema=place.sources, decided_from=decided_from,
+    )  # fmt: skip
     run = place.run(as_of.isoformat(), **{"budget": budget, "cadence_days": 7, **options.settings})
     build_features(run)
-    return Product(run).recommend({})
+    recommendations = Product(run).recommend({})
+    with transaction(run.url) as connection:
+        append_decisions(connection, run)  # what the next week's log is compared with
+    return recommendations
 
 
 def _at(truth: Truth, budget: float | None) -> Truth:

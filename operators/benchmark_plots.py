@@ -83,6 +83,39 @@ def stated_svg(rows: Sequence[Row], stated: str, true: str, title: str) -> str |
         return as_svg(drawing, f"{title}: stated against true")
 
 
+def value_svg(rows: Sequence[Row]) -> str:
+    """The estimates of the plan's value with their intervals against the truth, a dot a world.
+
+    Args:
+        rows: of the table that have the figures, at least one.
+    """
+    families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
+    with style_axes():
+        drawing, axes = new_figure(WIDE)
+        ends = [end(row["value_true"] for row in rows) for end in (min, max)]
+        axes.plot(ends, ends, color=MUTED, lw=1, ls="--", label="exactly as estimated")
+        for number, family in enumerate(families):
+            dots = [row for row in rows if row["family"] == family]
+            middle = [row["value_estimate"] for row in dots]
+            axes.errorbar(
+                [row["value_true"] for row in dots],
+                middle,
+                [
+                    [one - row["value_lower"] for one, row in zip(middle, dots, strict=True)],
+                    [row["value_upper"] - one for one, row in zip(middle, dots, strict=True)],
+                ],
+                fmt="o",
+                ms=4,
+                lw=1,
+                color=COUPON_COLOURS[number % len(COUPON_COLOURS)],
+                label=family,
+            )
+        axes.set_xlabel("true, currency units per decision")
+        axes.set_ylabel("estimate and 95 % interval")
+        drawing.legend(loc="outside right upper")
+        return as_svg(drawing, "Value of the plan: estimate against truth")
+
+
 def loop_svg(rows: Sequence[Row], name: str, label: str) -> str:
     """A figure week by week, one line per world."""
     with style_axes():

@@ -19,6 +19,16 @@ UPLIFT_CAPTION = (
     "Percent of the oracle's uplift, median over worlds (lowest to highest); where nothing can be "
     "gained, the share of customers who get a coupon:"
 )
+VALUE_CAPTION = (
+    "winback's own estimate of what its plan brings against no coupons, per decision of the log "
+    "(profit of the week less the price of coupon money), against the world's: error in percent of "
+    "what the best coupon for every hidden state would bring there, and 95 % intervals that hold "
+    "the truth, of those worlds where the plan gives coupons:"
+)
+LOOP_CAPTION = (
+    "Closed loop, true uplift in currency units; regret is what the oracle would have gained more "
+    "from the same customers, over all weeks:"
+)
 Row = Mapping[str, Any]
 
 # Column heads of the table of shares: figure, head, its format, how worlds are put together.
@@ -68,9 +78,10 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         parts += [_table(head, body)]
         head, body = shares_table(once)
         parts += ["Money, harm, and stated against true, over all worlds:", _table(head, body)]
+    if _valued(once):
+        parts += [VALUE_CAPTION, _table(*value_table(once))]
     if loop:
-        head, body = loop_table(loop)
-        parts += ["Closed loop, true uplift in currency units:", _table(head, body)]
+        parts += [LOOP_CAPTION, _table(*loop_table(loop))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -89,6 +100,8 @@ def page(rows: Sequence[Row], command: str) -> str:
         command=command,
         sizes=_sizes(rows),
         tables=tables,
+        value=value_table(once) if _valued(once) else None,
+        value_caption=VALUE_CAPTION,
         loop=loop_table(loop) if loop else None,
         figures={name: Markup(drawing) for name, drawing in figures.items() if drawing},
     )
@@ -117,9 +130,22 @@ def shares_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
+def value_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and body: how right the plan's value was estimated, by family of worlds and in all."""
+    head = ["worlds", "error, median", "largest", "intervals that hold the truth"]
+    kept = _valued(rows)
+    parts = {family: [row for row in kept if row["family"] == family] for family in FAMILIES}
+    body = [
+        [f"{name} ({len(part)})", *_value_cells(part)]
+        for name, part in {**parts, "all": kept}.items()
+        if part
+    ]
+    return head, body
+
+
 def loop_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and body: the mean of the first and of the last five weeks, and their ratio."""
-    head = ["world", "first 5 weeks", "last 5 weeks", "ratio", "percent of the oracle's"]
+    """Head and body: the mean of the first and of the last five weeks, their ratio, the regret."""
+    head = ["world", "first 5 weeks", "last 5 weeks", "ratio", "percent of the oracle's", "regret"]
     body = []
     for world in dict.fromkeys(row["world"] for row in rows):
         own = sorted((row for row in rows if row["world"] == world), key=lambda row: row["week"])
@@ -127,8 +153,20 @@ def loop_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         before, after = _mean(early, "uplift"), _mean(late, "uplift")
         ratio = f"{after / before:.2f}" if before > 0 else ""
         shares = [f"{_mean(part, 'percent'):.0f}" for part in (early, late) if _known(part)]
-        body.append([world, f"{before:,.0f}", f"{after:,.0f}", ratio, " → ".join(shares)])
+        regret = f"{with_regret(own)[-1]['regret']:,.0f}"
+        body.append([world, f"{before:,.0f}", f"{after:,.0f}", ratio, " → ".join(shares), regret])
     return head, body
+
+
+def with_regret(rows: Sequence[Row]) -> list[Row]:
+    """A loop's rows with ``regret``: what the oracle would have gained more, up to that week."""
+    sums: dict[str, float] = {}
+    found: list[Row] = []
+    for row in sorted(rows, key=lambda row: row["week"]):
+        lost = row["oracle_uplift"] - row["uplift"]
+        sums[row["world"]] = sums.get(row["world"], 0.0) + lost
+        found.append({**row, "regret": sums[row["world"]]})
+    return found
 
 
 def ranked(rows: Sequence[Row]) -> list[str]:
@@ -157,6 +195,7 @@ def _once_figures(rows: Sequence[Row]) -> dict[str, str | None]:
             "spend",
             "Coupon money",
         ),
+        "value": plots.value_svg(valued) if (valued := _valued(rows)) else None,
     }
 
 
@@ -166,11 +205,30 @@ def _loop_figures(rows: Sequence[Row]) -> dict[str, str | None]:
     return {
         "loop_uplift": plots.loop_svg(rows, "uplift", "true uplift, currency units"),
         "loop_percent": plots.loop_svg(rows, "percent", "percent of the oracle's uplift"),
+        "loop_regret": plots.loop_svg(with_regret(rows), "regret", "regret so far, currency units"),
     }
 
 
 def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return [r for r in rows if r["week"] == 0], [r for r in rows if r["week"] > 0]
+
+
+def _valued(rows: Sequence[Row]) -> list[Row]:
+    """Rows that say what the plan is worth."""
+    return [row for row in rows if row["value_lower"] is not None]
+
+
+def _value_cells(rows: Sequence[Row]) -> list[str]:
+    """Error in percent of the oracle's, where it gains something, and coverage."""
+    errors = [
+        100 * abs(row["value_estimate"] - row["value_true"]) / row["value_oracle"]
+        for row in rows
+        if row["value_oracle"] > 0
+    ]
+    told = [row for row in rows if row["value_lower"] < row["value_upper"]]
+    held = sum(row["value_lower"] <= row["value_true"] <= row["value_upper"] for row in told)
+    form = "{:.1f} %"
+    return [_cell(errors, form, median), _cell(errors, form, max), f"{held} of {len(told)}"]
 
 
 def _values(rows: Sequence[Row], policy: str, name: str, family: str | None = None) -> list[float]:

@@ -18,11 +18,13 @@ FIGURES = (
     *("stated_spend", "wanted_spend", "week_uplift", "stated_week_uplift", "stated_uplift"),
     *("cost_slope", "week_slope", "uplift_slope", "purchase_slope"),
 )
+# What winback says of its plan by the log; nobody else says anything.
+VALUES = ("value_estimate", "value_lower", "value_upper", "value_true", "value_oracle")
 KEY = ("world_id", "policy", "week")
 COLUMNS = (
     *KEY,
     *("world", "family", "seed", "customers", "weeks", "config"),
-    *("budget", "oracle_uplift", *FIGURES, "seconds", "code_version"),
+    *("budget", "oracle_uplift", *FIGURES, *VALUES, "seconds", "code_version"),
 )
 READ = """
 select * from {schema}.policy_benchmark
@@ -93,6 +95,7 @@ def write_row(
         **{"customers": world.customers, "weeks": world.weeks},
         "config": json.dumps(asdict(world.config), sort_keys=True),
         "code_version": version,
+        **dict.fromkeys(VALUES),
         **figures,
     }
     with transaction(url) as connection:

@@ -23,6 +23,20 @@ where as_of = {as_of}
 order by frequency, recency_days, age_days
 """
 
+# What the same histories led to of late; windows that share a history travel once.
+WINDOWS = """
+select
+    frequency, recency_days, age_days,
+    count(*)::double precision as windows,
+    count(*) filter (where order_placed)::double precision as bought
+from {schema}.customer_snapshots
+where
+    is_on_grid and snapshot_date + {decision_days} <= {as_of}
+    and snapshot_date + {decision_days} * ({periods} + 1) > {as_of}
+group by frequency, recency_days, age_days
+order by frequency, recency_days, age_days
+"""
+
 ANALYZE = "analyze {work}.customer_scores"  # the checks join it at once
 CLEAR = "delete from {work}.customer_scores where as_of = {as_of}"
 
@@ -71,6 +85,7 @@ def fit_and_score(run: Run) -> dict[str, Any]:
         engine=run.settings.survival_engine,
         penalizer=run.settings.survival_penalizer,
     )
+    fit = _set_level(run, fit)
     scores = _scores(fit, (frequency, recency, age), run.settings.decision_days)
     useful, in_words = gate_is_useful(np.repeat(scores["p_alive"], triples["customers"].to_numpy()))
     table = triples.select(TRIPLE)
@@ -90,6 +105,20 @@ def _read_triples(run: Run) -> Any:
             "Check as_of, and that dbt build ran for it (table rfm_triples)."
         )
     return triples
+
+
+def _set_level(run: Run, fit: "SurvivalFit") -> "SurvivalFit":
+    from winback.models.survival import LEVEL_PERIODS, set_level
+
+    days = run.settings.decision_days
+    rows = read_table(
+        run.url, WINDOWS, {**run.names, "decision_days": days, "periods": LEVEL_PERIODS}
+    )
+    if rows.num_rows == 0:
+        return fit
+    frequency, recency, age = (rows[name].to_numpy() for name in TRIPLE)
+    windows, bought = rows["windows"].to_numpy(), rows["bought"].to_numpy()
+    return set_level(fit, (frequency, recency, age), windows, bought, days)
 
 
 def _scores(fit: "SurvivalFit", history: tuple[Any, Any, Any], horizon_days: int) -> dict[str, Any]:

@@ -34,6 +34,7 @@ select
     days_since_last_purchase,
     coalesce(coupon_id, 'none') as coupon_id,
     propensity,
+    coalesce(is_own, false) as is_own,
     coalesce(order_placed, false) as order_placed,
     coalesce(order_profit, 0)::double precision as order_profit,
     coalesce(coupon_cost, 0)::double precision as coupon_cost,
@@ -125,5 +126,6 @@ def _panel(rows: "pa.Table", first: Any, closed: Any, catalogue: Catalogue, days
         margin=rows["order_profit"].to_numpy(),
         cost=rows["coupon_cost"].to_numpy(),
         propensity=rows["propensity"].to_numpy(zero_copy_only=False).astype(np.float64),
+        own=rows["is_own"].to_numpy(),
         closed=closed,
     )

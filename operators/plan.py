@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from winback.models.cross_fitting import Rules
     from winback.models.lift import Lift
-    from winback.models.long_run import Today
+    from winback.models.long_run import ChosenCost, Today
     from winback.models.mdp import CustomerModel
     from winback.models.planner import PlanResult
     from winback.models.response import Response, ResponseModel
@@ -112,14 +112,15 @@ def plan(run: Run) -> dict[str, Any]:
     )
     valued = _value(response, model, result, panel, belief, contact, gamma)
     run.artifacts.write_arrays(PLAN_TABLES, _tables(model, result, panel, offered, gamma))
-    factor = _cost_factor(run, panel, model, valued, price)
+    checked = _cost_of_the_chosen(run, panel, model, valued, price)
     shown = {
         "value": finite_or_none(lift.value),
         "standard_error": finite_or_none(lift.standard_error),
     }
     made = {
         "long_run_price": price,
-        "cost_factor": factor,
+        "cost_factor": checked.ratio,
+        "spendable": checked.spendable(propensities_logged=_all_logged(run)),
         "offered": [bool(one) for one in offered],
         "lift": {**asdict(lift), **shown, "is_proven": is_proven},
     }
@@ -161,8 +162,12 @@ def _lift(run: Run, panel: "Panel", rules: "Rules") -> tuple["Lift", bool]:
     if learned is None:
         return Lift(float("nan"), float("nan"), 0, 0), False
     lift = lift_of_the_chosen(learned.views(panel, replace(rules, pessimism=0.0)), learned)
-    logged = float(run.artifacts.read_json(OVERLAP)["logged_share"])
-    return lift, lift.is_proven(propensities_logged=logged == 1)
+    return lift, lift.is_proven(propensities_logged=_all_logged(run))
+
+
+def _all_logged(run: Run) -> bool:
+    """Whether the log itself says every propensity."""
+    return float(run.artifacts.read_json(OVERLAP)["logged_share"]) == 1
 
 
 def _price(run: Run, model: "CustomerModel", today: "Today", gamma: float) -> float:
@@ -216,10 +221,10 @@ def _value(
     return _Valued(seen, seen.margin - seen.cost - contact, future)
 
 
-def _cost_factor(
+def _cost_of_the_chosen(
     run: Run, panel: "Panel", model: "CustomerModel", valued: _Valued, price: float
-) -> float:
-    """How much more the plan's coupons cost than said, see cost_of_the_chosen."""
+) -> "ChosenCost":
+    """How much more the coupons that the plan would have given cost than said."""
     from winback.models.long_run import cost_of_the_chosen
 
     cost = valued.response.charged
@@ -227,7 +232,7 @@ def _cost_factor(
     cautious = value - value[:, :1] - run.settings.pessimism * valued.response.doubt
     allowed = model.allowed[panel.situation]
     chosen = np.where(allowed, cautious, -np.inf).argmax(axis=1)
-    return cost_of_the_chosen(panel, valued.response.purchase, cost, chosen)
+    return cost_of_the_chosen(panel, cost, chosen)
 
 
 def _tables(

@@ -172,6 +172,11 @@ def record_run(run: Run, status: str, metrics: Mapping[str, Any], started_at: st
         _record(connection, run, status, metrics, started_at)
 
 
+def append_decisions(connection: Any, run: Run) -> None:
+    """Put the run's decisions on record, from its work table."""
+    _execute(connection, APPEND_DECISIONS, run)
+
+
 def _is_committed(run: Run) -> bool:
     """Whether an earlier try got as far as the commit, and died before it could say so."""
     return bool(read_table(run.url, COMMITTED, run.names)["is_committed"][0].as_py())
@@ -187,7 +192,7 @@ def _replace_tables(connection: Any, run: Run) -> dict[str, int]:
             f"expected the recommendations of run {run.run_id} for {run.as_of} in "
             f"{run.settings.work_schema}.recommendations, found none. Run allocate_coupons first."
         )
-    _execute(connection, APPEND_DECISIONS, run)
+    append_decisions(connection, run)
     for table in PUBLISHED_TABLES:
         _execute(connection, FORGET_WORK, run, table=table)
     return rows

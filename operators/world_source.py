@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from winback.models.world import CONTACT_COST, FACE_VALUES, NEW, Floats, Ints, World
+from winback.models.world import CONTACT_COST, FACE_VALUES, NEW, Bools, Floats, Ints, World
 from winback.models.world_log import History, draw_margins
 from winback.operators.sample import load_frames
 
@@ -29,7 +29,13 @@ FAITHFUL = 0.7  # of the purchases are of the favourite category, the others of 
 
 
 def write_world(
-    url: str, world: World, history: History, *, budget: float, schema: str = "raw"
+    url: str,
+    world: World,
+    history: History,
+    *,
+    budget: float,
+    schema: str = "raw",
+    decided_from: int | None = None,
 ) -> date:
     """Replace the source tables' rows by the history, and return the date to decide at.
 
@@ -41,13 +47,15 @@ def write_world(
         history: what happened.
         budget: coupon money for the week to decide; past weeks had what they spent.
         schema: of the source tables.
+        decided_from: the week from which winback decided; its propensities are always logged.
 
     Raises:
         DataError: a table holds rows that no sample loader wrote.
     """
     customers, weeks, seed = len(history.first_week), history.weeks, world.config.seed
     label = f"known world {seed}: {customers} customers, {weeks} weeks"
-    load_frames(url, world_frames(world, history, budget), schema, label=label)
+    frames = world_frames(world, history, budget, decided_from)
+    load_frames(url, frames, schema, label=label)
     return monday(weeks)
 
 
@@ -61,14 +69,17 @@ def customer_numbers(customer_ids: Sequence[str]) -> Ints:
     return np.array([int(name[1:]) for name in customer_ids], dtype=np.int64)
 
 
-def world_frames(world: World, history: History, budget: float) -> dict[str, pd.DataFrame]:
+def world_frames(
+    world: World, history: History, budget: float, decided_from: int | None = None
+) -> dict[str, pd.DataFrame]:
     """The source tables as Arrow-backed frames; see :func:`write_world`."""
+    theirs = history.week < (history.weeks if decided_from is None else decided_from)
     sold = _sold(world, history)
     return {
         "orders": _orders(sold, len(history.first_week)),
         "order_items": _items(sold, len(history.first_week)),
         "coupons": _catalogue(),
-        "coupon_offers": _offers(history, world.config.propensities_logged),
+        "coupon_offers": _offers(history, theirs & (not world.config.propensities_logged)),
         "customers": _customers(history.first_week),
         "budgets": _budgets(history, budget),
     }
@@ -137,10 +148,9 @@ def _items(sold: dict[str, Any], n: int) -> pd.DataFrame:
     )
 
 
-def _offers(history: History, propensities_logged: bool) -> pd.DataFrame:
-    """Every decision of the log, `none` too."""
+def _offers(history: History, unknown: Bools) -> pd.DataFrame:
+    """Every decision of the log, `none` too; (m,) without a propensity where it is unknown."""
     number = _number(history.week, history.customer, len(history.first_week))
-    unknown = np.full(len(number), not propensities_logged)
     return _frame(
         offer_id=_ids("f", number),
         customer_id=_ids("c", history.customer),

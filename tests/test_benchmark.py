@@ -2,25 +2,38 @@
 
 import csv
 import os
-from datetime import date
+from datetime import date, timedelta
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import psycopg
 import pytest
 
 from winback.__main__ import main
 from winback.models.errors import DataError, NotFittedError, SettingsError
-from winback.operators.benchmark import BenchmarkOptions, run_world, run_worlds
+from winback.operators.benchmark import BenchmarkOptions, run_world, run_worlds, scratch
 from winback.operators.benchmark_loop import run_loop
-from winback.operators.benchmark_report import markdown, write_report
+from winback.operators.benchmark_product import MEASURED, build_features
+from winback.operators.benchmark_report import (
+    loop_table,
+    markdown,
+    value_table,
+    with_regret,
+    write_report,
+)
 from winback.operators.benchmark_steps import (
     BenchmarkReportOperator,
     ListWorldsOperator,
     RunWorldOperator,
 )
-from winback.operators.benchmark_table import read_rows
+from winback.operators.benchmark_table import VALUES, prepare, read_rows
+from winback.operators.benchmark_value import weeks_of
 from winback.operators.benchmark_worlds import FAMILIES, BenchmarkWorld, choose_worlds
+from winback.operators.evaluate_policy import GRID_START
+from winback.operators.panel import read_panel
+from winback.operators.snapshots import read_catalogue
+from winback.operators.world_source import customer_numbers, monday, write_world
 
 CUSTOMERS, WEEKS = 400, 12
 POLICIES = ("oracle", "none", "random", "S-learner", "winback", "winback without pessimism")
@@ -78,6 +91,18 @@ def test_winback_keeps_to_the_budget_it_states(rows):
             assert row["purchase_slope"] is not None
 
 
+def test_only_winback_says_what_its_plan_is_worth(rows):
+    """The plan that the estimate is of can bring no more than the best coupons there."""
+    for row in rows:
+        values = [row[name] for name in VALUES]
+        if row["policy"] == "winback":
+            assert row["value_lower"] <= row["value_estimate"] <= row["value_upper"]
+            assert row["value_true"] <= row["value_oracle"]
+            assert (row["value_oracle"] > 0) == (row["family"] == "plain")
+        else:
+            assert values == [None] * len(VALUES)
+
+
 def test_a_person_who_waits_hears_of_every_policy(said):
     for policy in POLICIES:
         assert any(line.startswith(f"plain 0: {policy} ") for line in said)
@@ -118,7 +143,9 @@ def test_the_report_has_a_line_per_policy(rows, tmp_path):
     assert "| oracle | 100 | 0.0% get one |" in text
     assert "| none | 0 | 0.0% get one |" in text
     page = (tmp_path / "new" / "benchmark.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
+    assert "| plain (1) | " in text
+    assert "| all (2) | " in text
     assert all(policy in page for policy in POLICIES)
     assert "http" not in page.replace("http-equiv", "")
     with open(places["benchmark.csv"], newline="") as file:
@@ -209,3 +236,84 @@ def test_the_dag_lists_the_worlds_of_its_params():
     assert [world.name for world in worlds] == ["sparse 0", "sparse 1"]
     assert {world.config.confounding for world in worlds} == {1.0}
     assert worlds[0].customers == 20_000
+
+
+def test_periods_of_the_grid_are_weeks_of_the_world():
+    """Oracle: the calendar. The nightly run counts from Monday 1970-01-05."""
+    weeks = list(range(0, 60, 7))
+    periods = [(monday(week) - GRID_START).days // 7 for week in weeks]
+    assert all(
+        GRID_START + timedelta(weeks=p) == monday(w) for p, w in zip(periods, weeks, strict=True)
+    )
+    assert weeks_of(periods).tolist() == weeks
+
+
+def worth(world: str, estimate: float, half: float, true: float, oracle: float) -> dict:
+    ends = {"value_lower": estimate - half, "value_upper": estimate + half}
+    value = {"value_estimate": estimate, "value_true": true, "value_oracle": oracle}
+    return {"world": world, "family": world.split()[0], **ends, **value}
+
+
+def test_errors_and_coverage_by_hand():
+    rows = [
+        worth("plain 0", 0.50, 0.2, true=0.60, oracle=1.0),  # 10 % off, held
+        worth("plain 1", 0.50, 0.1, true=0.80, oracle=2.0),  # 15 %, not held
+        worth("null 0", 0.00, 0.0, true=0.0, oracle=0.0),  # no coupons: nothing to tell
+        worth("null 1", 0.01, 0.05, true=-0.02, oracle=0.0),  # held
+        {**dict.fromkeys(VALUES), "world": "sparse 0", "family": "sparse"},
+    ]
+    assert value_table(rows)[1] == [
+        ["plain (2)", "12.5 %", "15.0 %", "1 of 2"],
+        ["null (2)", "", "", "1 of 1"],
+        ["all (4)", "12.5 %", "15.0 %", "2 of 3"],
+    ]
+
+
+def test_regret_is_what_the_oracle_gains_more_by_hand():
+    """Two worlds, their weeks in any order."""
+    gains = {("a", 2): (9, 5), ("b", 1): (4, 4), ("a", 1): (10, 7), ("b", 2): (6, 8)}
+    rows = [
+        {"world": world, "week": week, "oracle_uplift": best, "uplift": ours, "percent": 50.0}
+        for (world, week), (best, ours) in gains.items()
+    ]
+    assert [(line[0], line[-1]) for line in loop_table(rows)[1]] == [("a", "7"), ("b", "-2")]
+    found = {(row["world"], row["week"]): row["regret"] for row in with_regret(rows)}
+    assert found == {("a", 1): 3, ("a", 2): 7, ("b", 1): 0, ("b", 2): -2}
+
+
+def test_an_older_warehouse_gets_the_later_columns(rows, options):
+    """Oracle: the table as it was before there were values; its rows stay."""
+    with psycopg.connect(options.url) as connection:
+        connection.execute("create schema older")
+        connection.execute("create table older.policy_benchmark (like winback.policy_benchmark)")
+        connection.execute(
+            "insert into older.policy_benchmark select * from winback.policy_benchmark"
+        )
+        for name in VALUES:
+            connection.execute(f"alter table older.policy_benchmark drop column {name}")
+    prepare(options.url, "older")
+    prepare(options.url, "older")
+    with psycopg.connect(options.url) as connection:
+        found = connection.execute("select * from older.policy_benchmark")
+        assert {column.name for column in found.description or ()} == set(rows[0])
+        assert len(found.fetchall()) >= len(rows)
+
+
+def test_the_panels_decisions_are_those_of_the_world(options):
+    """Oracle: the history that was written; so states are looked up for the right decisions."""
+    world = BenchmarkWorld("plain", 7, 150, WEEKS)
+    known = world.make()
+    history, budget = known.history, known.truth.budget
+    with scratch(world, options) as place:
+        at = write_world(place.url, known.world, history, budget=budget, schema=place.sources)
+        run = place.run(at.isoformat(), **{**MEASURED, "budget": budget})
+        build_features(run)
+        read = read_panel(run, read_catalogue(run))
+    panel = read.panel
+    customer = customer_numbers(read.customer_id)[panel.customer[panel.closed]]
+    week = weeks_of(panel.period[panel.closed])
+    order = np.lexsort((customer, week))
+    assert np.array_equal(customer[order], history.customer)
+    assert np.array_equal(week[order], history.week)
+    for name in ("coupon", "purchased", "cost"):
+        assert np.array_equal(getattr(panel, name)[panel.closed][order], getattr(history, name))

@@ -60,7 +60,7 @@ class Oracle:
 
     def outcome(self, orders: pd.DataFrame, offers: pd.DataFrame, day: date) -> dict[str, Any]:
         """What happened in the window from ``day`` on."""
-        names = ("coupon_id", "propensity", "order_placed", "order_profit")
+        names = ("coupon_id", "propensity", "is_own", "order_placed", "order_profit")
         if day + WINDOW > AS_OF:
             return dict.fromkeys((*names, "coupon_cost", "contact_cost", "reward"))
         orders = orders[(orders["day"] >= day) & (orders["day"] < day + WINDOW)]
@@ -71,6 +71,7 @@ class Oracle:
         return {
             "coupon_id": "none" if first.empty else first["coupon_id"].item(),
             "propensity": None if first.empty else first["propensity"].item(),
+            "is_own": False,
             "order_placed": bool((orders["revenue"] >= 0).any()),
             "order_profit": profit,
             "coupon_cost": cost,

@@ -12,19 +12,29 @@ from functools import cached_property
 
 import numpy as np
 import pytest
-from worlds import exact, lived, panel_of
+from worlds import panel_of
 
 from winback.models import policy_value
-from winback.models.cross_fitting import Plan, Rules, fit_halves, view
+from winback.models.cross_fitting import Plan, Rules, fit_halves, one_hot, view
 from winback.models.gate import judge
-from winback.models.off_policy import DOUBLY_ROBUST, Estimate, Log, difference
-from winback.models.policy_value import AS_IS, CHALLENGER, CHAMPION, NONE, evaluate, valued_rows
+from winback.models.off_policy import Estimate, Log
+from winback.models.policy_value import (
+    AS_IS,
+    CHALLENGER,
+    CHAMPION,
+    NONE,
+    evaluate,
+    gain_over_none,
+    valued_rows,
+)
 from winback.models.propensity import estimate_propensities, habits
 from winback.models.response import EFFECT
 from winback.models.response_fit import fit_response
 from winback.models.settings import Settings
 from winback.models.situations import COUPONS, PURCHASES, Panel
 from winback.models.world import CONFOUNDED, CONTACT_COST, FACE_VALUES, WorldConfig, make_world
+from winback.models.world_log import record_history
+from winback.models.world_truth import worth_of_weeks
 
 CUSTOMERS, WEEKS = 2000, 20
 PERIODS = Settings.model_fields["evaluation_periods"].default
@@ -96,11 +106,11 @@ class Case:
 def one_log(seed, customers=CUSTOMERS, **dials):
     """Each seed is another world and another log."""
     world = make_world(WorldConfig(seed=seed, **dials))
-    with pytest.MonkeyPatch.context() as patch:
-        history, state = lived(world, customers, WEEKS, seed, patch)
+    history = record_history(world, customers, WEEKS, seed)
     panel = panel_of(history)
     rows = valued_rows(panel, PERIODS)
-    return Lived(seed, panel, rows, exact(world, history, state, panel, rows, PRICE))
+    true = worth_of_weeks(world, history, panel.customer[rows], panel.period[rows], PRICE)
+    return Lived(seed, panel, rows, true)
 
 
 def variants(response, seed, until=None):
@@ -200,12 +210,11 @@ def with_estimated_propensities(one):
     return replace(one, panel=replace(panel, propensity=propensity))
 
 
-def gain_over_none(one):
+def interval_and_truth(one):
     """The 95 % interval of challenger − none, and the truth."""
-    views = one.learned.views(one.panel, RULES)
-    log, policies, _, q = policy_value._cross_valued(views, one.rows, one.learned.half)
-    found = difference(log, policies[CHALLENGER], policies[NONE], DOUBLY_ROBUST, q)
-    return found, one.gain(policies[CHALLENGER], policies[NONE])
+    found = gain_over_none(one.panel, one.learned, RULES, periods=PERIODS)
+    none = one_hot(np.zeros(len(found.rows), int), len(FACE_VALUES))
+    return found.estimate, one.gain(found.policy, none)
 
 
 def joined(lists):
@@ -293,7 +302,7 @@ def study():
         if "estimated" in kind:
             logs = [with_estimated_propensities(one) for one in logs]
         pairs, edge = zip(*(cases(one, *contenders(one)) for one in logs), strict=True)
-        found[kind] = joined(pairs), joined(edge), [gain_over_none(one) for one in logs]
+        found[kind] = joined(pairs), joined(edge), [interval_and_truth(one) for one in logs]
     return found
 
 

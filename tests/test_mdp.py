@@ -37,6 +37,7 @@ from winback.models.situations import (
     PURCHASES,
     RECENCIES,
     SITUATIONS,
+    Panel,
     bins,
     number,
 )
@@ -324,30 +325,64 @@ def test_unseen_moves_go_one_period_on_and_one_purchase_or_coupon_up(response, p
 def test_cost_of_the_chosen_equals_a_loop_over_the_latest_windows(panel):
     random = np.random.default_rng(5)
     m = len(panel.period)
-    purchase, cost = random.uniform(0.01, 0.05, (m, 3)), random.uniform(1, 4, (m, 3))
-    chosen = random.integers(0, 3, m)
-    mixed = replace(panel, propensity=np.where(random.random(m) < 0.1, np.nan, panel.propensity))
-    said = came = square = 0.0
+    cost, chosen = random.uniform(1, 4, (m, 3)), random.integers(0, 3, m)
+    mixed = replace(
+        panel,
+        propensity=np.where(random.random(m) < 0.1, np.nan, panel.propensity),
+        own=random.random(m) < 0.2,
+    )
+    rows = []
     for row in range(m):
         latest = panel.period[row] > panel.period[panel.closed].max() - CHECKED_PERIODS
-        if panel.closed[row] and latest and chosen[row]:
-            known = mixed.propensity[row] == mixed.propensity[row]
-            weight = min(1 / mixed.propensity[row] if known else 1.0, MOST_OFTEN)
-            weight *= cost[row, chosen[row]] / purchase[row, chosen[row]]
-            expected = purchase[row, panel.coupon[row]]
-            said += weight * expected
-            came += weight * panel.purchased[row]
-            square += (weight * (panel.purchased[row] - expected)) ** 2
-    factor = cost_of_the_chosen(mixed, purchase, cost, chosen)
-    assert factor > 1
-    assert factor == pytest.approx((came + CERTAINTY * square**0.5) / said)
+        if panel.closed[row] and latest and chosen[row] and panel.coupon[row]:
+            known = mixed.propensity[row] == mixed.propensity[row] and not mixed.own[row]
+            weight = min(1 / mixed.propensity[row], MOST_OFTEN) if known else 1.0
+            said = weight * cost[row, panel.coupon[row]]
+            rows.append((panel.customer[row], said, weight * panel.cost[row]))
+    ratio = sum(came for _, _, came in rows) / sum(said for _, said, _ in rows)
+    by_customer = {}
+    for customer, said, came in rows:
+        by_customer[customer] = by_customer.get(customer, 0.0) + came - ratio * said
+    error = sum(off**2 for off in by_customer.values()) ** 0.5 / sum(said for _, said, _ in rows)
+    found = cost_of_the_chosen(mixed, cost, chosen)
+    assert found.ratio == pytest.approx(ratio)
+    assert found.standard_error == pytest.approx(error)
+    assert found.spendable(propensities_logged=True) == pytest.approx(
+        ratio / (ratio + CERTAINTY * error)
+    )
 
 
-def test_cost_of_the_chosen_is_not_below_1_nor_made_of_a_handful_of_purchases(panel):
-    """By hand: chances said too low and too high, nobody chosen, and a log of few purchases."""
-    everybody, low = np.ones(len(panel.period), int), np.full((len(panel.period), 3), 0.01)
-    assert cost_of_the_chosen(panel, low, low, everybody) > 2
-    assert cost_of_the_chosen(panel, low + 0.98, low, everybody) == 1
-    assert cost_of_the_chosen(panel, low, low, 0 * everybody) == 1
-    few = replace(panel, purchased=panel.purchased & (panel.customer < 20))
-    assert cost_of_the_chosen(few, low, low, everybody) == 1
+def test_what_is_kept_back_holds_the_budget_in_19_logs_of_20():
+    """Simulation with known truth: 200 logs in which coupons cost 1.3 times what was said."""
+    spent = []
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        coupon = random.integers(0, 2, 4000)
+        bought = random.random(4000) < 0.3
+        log = Panel(
+            first=np.arange(0, 4001, 10),
+            period=np.tile(np.arange(10), 400),
+            situation=np.zeros(4000, int),
+            coupon=coupon,
+            purchased=bought,
+            margin=10.0 * bought,
+            cost=2.6 * (bought & (coupon > 0)),
+            propensity=np.full(4000, 0.5),
+            own=np.zeros(4000, bool),
+            closed=np.ones(4000, bool),
+        )
+        said = np.tile([0.0, 0.6], (4000, 1))  # 2 a redemption: the truth is 0.78
+        found = cost_of_the_chosen(log, said, np.ones(4000, int))
+        spent.append(0.78 / 0.6 / found.ratio * found.spendable(propensities_logged=True))
+    assert 0.02 <= np.mean(np.array(spent) > 1) <= 0.09  # 5 % ± 2.6 standard errors
+    assert np.mean(spent) > 0.93
+
+
+def test_cost_of_the_chosen_needs_more_than_a_handful_of_redemptions(panel):
+    everybody, said = np.ones(len(panel.period), int), np.full((len(panel.period), 3), 0.01)
+    assert cost_of_the_chosen(panel, said, everybody).ratio > 2
+    for nothing in (
+        cost_of_the_chosen(panel, said, 0 * everybody),
+        cost_of_the_chosen(replace(panel, cost=panel.cost * (panel.customer < 9)), said, everybody),
+    ):
+        assert nothing.ratio == nothing.spendable(propensities_logged=False) == 1

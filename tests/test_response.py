@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 from worlds import live_by, panel_of
 
 from winback.models.errors import DataError
+from winback.models.logistic import logistic
 from winback.models.long_run import personal_future
 from winback.models.mdp import learn_model, value_iteration
 from winback.models.response import (
@@ -20,7 +21,7 @@ from winback.models.response import (
     respond,
     sigmoid,
 )
-from winback.models.response_fit import RECENT_PERIODS, beliefs, fit_response, logistic, set_level
+from winback.models.response_fit import RECENT_PERIODS, beliefs, fit_response, set_level
 from winback.models.settings import Settings
 from winback.models.situations import COUPONS, RECENCIES, SITUATIONS, Panel
 from winback.models.world import CONTACT_COST, FACE_VALUES, WorldConfig, make_world
@@ -197,6 +198,16 @@ def test_beliefs_never_look_ahead(known):
     after = beliefs(model, changed)
     assert (after[row <= cut] == before[row <= cut]).all()
     assert np.abs(after - before)[row > cut].mean() > 0.1
+
+
+def test_own_decisions_say_nothing_of_the_customer(known):
+    """Equal to beliefs of a shop that offers to all classes alike."""
+    panel, _ = known
+    model = two_classes()
+    own = replace(panel, own=np.ones(len(panel.period), bool))
+    alike = replace(model, offers=np.full_like(model.offers, 0.3))
+    assert beliefs(model, own) == pytest.approx(beliefs(alike, panel))
+    assert np.abs(beliefs(model, own) - beliefs(model, panel)).max() > 0.1
 
 
 def test_beliefs_are_right_on_average(known):

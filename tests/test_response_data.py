@@ -37,6 +37,7 @@ def panel():
         margin=np.where(purchased, random.normal(10, 8, m), 0.0),
         cost=np.where(purchased & (coupon > 0), 5.0, 0.0),
         propensity=random.uniform(0.05, 1, m),
+        own=random.random(m) < 0.2,
         closed=closed,
     )
 
@@ -54,6 +55,7 @@ def test_closed_rows_keep_every_customer_and_drop_open_rows(panel):
 
 def test_weights_are_shares_of_coupons_at_a_place_over_propensities(panel):
     """By a loop, from the definition: with five rows of the overall mixture at every place."""
+    panel = replace(panel, own=np.zeros(len(panel.period), bool))
     coupon, place = panel.coupon.tolist(), (panel.situation // COUPONS).tolist()
     weights = []
     for own, at, propensity in zip(coupon, place, panel.propensity, strict=True):
@@ -66,6 +68,7 @@ def test_weights_are_shares_of_coupons_at_a_place_over_propensities(panel):
 
 
 def test_propensities_equal_to_the_shares_and_unknown_ones_weigh_1(panel):
+    panel = replace(panel, own=np.zeros(len(panel.period), bool))
     share = np.bincount(panel.coupon) / len(panel.coupon)
     one_place = replace(panel, situation=panel.situation * 0, propensity=share[panel.coupon])
     assert closed_windows(one_place, 3).weight == pytest.approx(1)
@@ -73,6 +76,15 @@ def test_propensities_equal_to_the_shares_and_unknown_ones_weigh_1(panel):
     weight = closed_windows(unknown, 3).weight
     assert (weight[panel.coupon == 1] == 1).all()
     assert weight[panel.coupon != 1].mean() == pytest.approx(1)
+
+
+def test_own_decisions_weigh_1_and_say_nothing_of_the_customer(panel):
+    data = closed_windows(panel, 3)
+    assert (data.weight[panel.own] == 1).all()
+    assert data.weight[~panel.own].mean() == pytest.approx(1)
+    assert panel.inverse_propensity == pytest.approx(np.where(panel.own, 1, 1 / panel.propensity))
+    made, without = offer_counts(data)
+    assert (made + without).sum() == (~panel.own).sum()
 
 
 def test_one_decision_never_outweighs_the_limit_by_more_than_the_mean(panel):
@@ -90,7 +102,7 @@ def test_sums_and_offer_counts_equal_loops(panel):
     assert made.shape == without.shape == (panel.customers, SITUATIONS)
     for i, own in enumerate(rows):
         for s in range(SITUATIONS):
-            at = [r for r in own if panel.situation[r] == s]
+            at = [r for r in own if panel.situation[r] == s and not panel.own[r]]
             assert made[i, s] == sum(panel.coupon[r] > 0 for r in at)
             assert without[i, s] == sum(panel.coupon[r] == 0 for r in at)
 

@@ -25,7 +25,7 @@ def panel_of_periods(first, period):
     blank = np.zeros(len(period))
     return Panel(
         np.array(first), np.array(period), blank.astype(int), blank.astype(int),
-        blank.astype(bool), blank, blank, blank, blank.astype(bool),
+        blank.astype(bool), blank, blank, blank, blank.astype(bool), blank.astype(bool),
     )  # fmt: skip
 
 

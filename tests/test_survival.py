@@ -10,12 +10,14 @@ from scipy.special import hyp2f1
 
 from winback.models.errors import DataError, SettingsError
 from winback.models.survival import (
+    NO_LEVEL,
     SurvivalFit,
     expected_purchases,
     fit_survival,
     gate_is_useful,
     probability_alive,
     probability_of_purchase,
+    set_level,
 )
 
 TRUTH = {"r": 0.6, "alpha": 20.0, "a": 0.8, "b": 1.45}  # times in days
@@ -61,7 +63,9 @@ def test_fit_matches_the_published_cdnow_estimates(cdnow):
 
 def test_fit_on_counted_triples_equals_fit_on_customers(cdnow):
     triples, count = np.unique(cdnow, axis=1, return_counts=True)
-    assert fit_survival(*triples, count).to_dict() == pytest.approx(fit_survival(*cdnow).to_dict())
+    found, expected = fit_survival(*triples, count).to_dict(), fit_survival(*cdnow).to_dict()
+    assert found.pop("level") == expected.pop("level") == NO_LEVEL
+    assert found == pytest.approx(expected)
 
 
 def test_published_cdnow_customer_figures(cdnow):
@@ -271,3 +275,39 @@ def test_bad_options_are_refused():
         probability_of_purchase(model(**TRUTH), [0], [0], [9], float("nan"))
     with pytest.raises(SettingsError, match="winback or lifetimes"):
         fit_survival([0], [0], [9], engine="pymc")
+
+
+def test_level_puts_a_chance_right_that_was_said_too_timidly(cdnow):
+    """Simulation with known truth: log odds of what comes are 0.3 + 1.5 times those said."""
+    fit, horizon = fit_survival(*cdnow), 2.0
+    said = probability_of_purchase(fit, *cdnow, horizon)
+    odds = 0.3 + 1.5 * np.log(said / (1 - said))
+    bought = np.random.default_rng(0).binomial(40, 1 / (1 + np.exp(-odds)))
+    found = set_level(fit, cdnow, np.full(len(said), 40), bought, horizon)
+    assert found.level == pytest.approx((0.3, 1.5), abs=0.06)
+    right = probability_of_purchase(found, *cdnow, horizon)
+    assert right.mean() == pytest.approx(bought.mean() / 40, rel=0.01)
+    assert (np.argsort(right, kind="stable") == np.argsort(said, kind="stable")).all()
+    assert (right <= probability_alive(found, *cdnow)).all()
+    per_buyer = expected_purchases(fit, *cdnow, horizon) / said
+    assert expected_purchases(found, *cdnow, horizon) == pytest.approx(right * per_buyer)
+    assert set_level(found, cdnow, np.full(len(said), 40), bought, horizon) == found
+
+
+def test_level_equals_a_logistic_regression_up_to_its_prior(cdnow):
+    """Independent: scikit-learn's, without penalty, on windows that outweigh the prior."""
+    from sklearn.linear_model import LogisticRegression
+
+    fit, horizon = fit_survival(*cdnow), 2.0
+    said = probability_of_purchase(fit, *cdnow, horizon)
+    bought = np.random.default_rng(1).random(len(said)) < 2 * said
+    column = np.log(said / (1 - said))[:, None]
+    other = LogisticRegression(C=np.inf, tol=1e-8).fit(column, bought)
+    found = set_level(fit, cdnow, np.full(len(said), 1000), 1000 * bought, horizon)
+    assert found.level == pytest.approx((other.intercept_[0], other.coef_[0, 0]), abs=1e-3)
+
+
+def test_level_stays_where_windows_teach_nothing(cdnow):
+    fit, n = fit_survival(*cdnow), len(cdnow[0])
+    for windows, bought in ((np.zeros(n), np.zeros(n)), (np.ones(n), np.zeros(n))):
+        assert set_level(fit, cdnow, windows, bought, 2.0).level == NO_LEVEL

@@ -38,7 +38,7 @@ from winback.models.world_truth import Truth, score, week_problem
 
 NOTHING, TINY, TIGHT, LOOSE, UNLIMITED = 0.0, 0.02, 0.35, 0.9, 2.0  # of what the best would spend
 CONFOUNDED = WorldConfig(seed=5, confounding=2.0)
-COLUMNS = ("customer", "week", "coupon", "propensity", "purchased", "margin", "cost")
+COLUMNS = ("customer", "week", "coupon", "propensity", "purchased", "margin", "cost", "state")
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from winback.models import world_log
 from winback.models.response import ResponseModel, leaving_cell
 from winback.models.situations import (
     COUPON_EDGES,
@@ -16,8 +15,11 @@ from winback.models.situations import (
 )
 
 
-def panel_of(history):
-    """Everybody's weeks in a world (world_log.History), and the decision after the last one."""
+def panel_of(history, own_from=None):
+    """Everybody's weeks in a world (world_log.History), and the decision after the last one.
+
+    ``own_from``: the week from which winback decided.
+    """
     n, weeks = len(history.first_week), history.weeks
     at = (history.customer, history.week)
 
@@ -33,33 +35,11 @@ def panel_of(history):
         grid(history.cost, 0.0),
         grid(history.propensity, np.nan),
         history.first_week,
+        own_from,
     )
 
 
-def lived(world, customers, weeks, seed, monkeypatch):
-    """A history and (n, weeks) the hidden type and state at the beginning of each week."""
-    seen, live = [], world_log.live
-
-    def watched(where, people, coupon, random):
-        seen.append(people.state.copy())
-        return live(where, people, coupon, random)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(world_log, "live", watched)
-        history = world_log.record_history(world, customers, weeks, seed)
-    state = np.full((customers, weeks), -1)
-    state[history.customer, history.week] = np.concatenate(seen)
-    return history, state
-
-
-def exact(world, history, state, panel, rows, price):
-    """(n, A) expected profit of the window less the price of coupon money, in the hidden state."""
-    customer = panel.customer[rows]
-    at = (history.people.type[customer], state[customer, panel.period[rows]])
-    return (world.reward - price * world.cost)[at]
-
-
-def panel_of_grid(purchased, coupon, margin, cost, propensity, first_period):
+def panel_of_grid(purchased, coupon, margin, cost, propensity, first_period, own_from=None):
     """A panel of (n, periods) tables; customers first buy in `first_period` (n,), and decisions
     follow from the next one on. The last period is the decision at hand."""
     n, periods = coupon.shape
@@ -78,6 +58,7 @@ def panel_of_grid(purchased, coupon, margin, cost, propensity, first_period):
         np.broadcast_to(period, rows.shape)[rows],
         situations(first, recency[rows], days[rows], received[rows]),
         *(column[rows] for column in columns),
+        np.broadcast_to(period >= (periods if own_from is None else own_from), rows.shape)[rows],
         np.broadcast_to(period < periods - 1, rows.shape)[rows],
     )
 

@@ -176,4 +176,22 @@ begin
     end if;
 end $$;
 {% endfor %}
+
+do $$
+begin
+    if not exists (
+        select from information_schema.columns
+        where
+            table_schema = '{{ schema }}'
+            and table_name = 'policy_benchmark'
+            and column_name = 'value_oracle'
+    ) then
+        alter table {{ schema }}.policy_benchmark
+            add column if not exists value_estimate double precision,
+            add column if not exists value_lower double precision,
+            add column if not exists value_upper double precision,
+            add column if not exists value_true double precision,
+            add column if not exists value_oracle double precision;
+    end if;
+end $$;
 {% endmacro %}

@@ -36,6 +36,7 @@ offer_days as (
         count(*) filter (where offers.coupon_id <> 'none') as coupons_offered,
         (array_agg(offers.coupon_id order by offers.offered_at, offers.offer_id))[1] as coupon_id,
         (array_agg(offers.propensity order by offers.offered_at, offers.offer_id))[1] as propensity,
+        (array_agg(offers.is_own order by offers.offered_at, offers.offer_id))[1] as is_own,
         coalesce(sum(coupons.contact_cost) filter (where offers.coupon_id <> 'none'), 0)
             as contact_cost
     from {{ ref('stg_winback__coupon_offers') }} as offers
@@ -60,6 +61,7 @@ select
     cast(coalesce(offer_days.coupons_offered, 0) as integer) as coupons_offered,
     offer_days.coupon_id,
     offer_days.propensity,
+    offer_days.is_own,
     coalesce(offer_days.contact_cost, 0) as contact_cost
 from order_days
 full join offer_days

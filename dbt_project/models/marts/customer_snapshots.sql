@@ -1,7 +1,7 @@
 {{ config(
     materialized='incremental',
     incremental_strategy='append',
-    on_schema_change='fail',
+    on_schema_change='append_new_columns',
     pre_hook='{{ delete_snapshots_to_build() }}',
     post_hook='{{ remember_source_days() }}',
     indexes=[{'columns': ['snapshot_date', 'customer_id'], 'unique': true}]
@@ -86,7 +86,8 @@ snapshots as (
             select distinct on (customer_id)
                 customer_id,
                 coupon_id,
-                propensity
+                propensity,
+                is_own
             from window_days
             where coupon_id is not null
             order by customer_id, event_day
@@ -114,6 +115,7 @@ snapshots as (
             case when dates.is_closed then coalesce(first_offers.coupon_id, 'none') end
                 as coupon_id,
             first_offers.propensity,
+            case when dates.is_closed then coalesce(first_offers.is_own, false) end as is_own,
             case when dates.is_closed then coalesce(outcomes.purchases, 0) > 0 end as order_placed,
             case when dates.is_closed then coalesce(outcomes.margin, 0) end as order_profit,
             case when dates.is_closed then coalesce(outcomes.coupon_cost, 0) end as coupon_cost,
@@ -157,6 +159,7 @@ select
 
     snapshots.coupon_id,
     cast(snapshots.propensity as double precision) as propensity,
+    snapshots.is_own,
     snapshots.order_placed,
     cast(snapshots.order_profit as double precision) as order_profit,
     cast(snapshots.coupon_cost as double precision) as coupon_cost,

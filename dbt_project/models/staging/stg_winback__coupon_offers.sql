@@ -11,9 +11,34 @@ with offers as (
 
 ),
 
+-- A campaign tool reports a decision back under its id. One that has ids of its own shows by the
+-- propensity, to the last digit, that it drew nothing itself.
+own as (
+
+    select distinct offers.offer_id
+    from offers
+    inner join {{ source('winback_outputs', 'decisions') }} as decisions
+        on
+            offers.customer_id = decisions.customer_id
+            and offers.coupon_id = decisions.coupon_id
+            and (
+                offers.offer_id = decisions.decision_id
+                or (
+                    {{ local_day('offers.offered_at') }} >= decisions.valid_from
+                    and {{ local_day('offers.offered_at') }} < decisions.valid_to
+                    and abs(offers.propensity - decisions.propensity) < 1e-9
+                )
+            )
+
+),
+
 carried_out as (
 
-    select * from offers
+    select
+        offers.*,
+        own.offer_id is not null as is_own
+    from offers
+    left join own on offers.offer_id = own.offer_id
     {% if var('decisions_are_offers') %}
     union all
     select
@@ -21,7 +46,8 @@ carried_out as (
         decisions.customer_id,
         decisions.coupon_id,
         cast(decisions.as_of as timestamp) at time zone '{{ var("timezone") }}' as offered_at,
-        cast(decisions.propensity as numeric) as propensity
+        cast(decisions.propensity as numeric) as propensity,
+        true as is_own
     from {{ source('winback_outputs', 'decisions') }} as decisions
     -- a campaign tool that reports back knows better when it sent the coupon
     left join offers on decisions.decision_id = offers.offer_id
@@ -36,6 +62,7 @@ select
     coupon_id,
 
     propensity,
+    is_own,
 
     offered_at,
     {{ local_day('offered_at') }} as offered_on
