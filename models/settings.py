@@ -204,7 +204,7 @@ class Settings(BaseModel):
     epsilon_start: Share = Field(0.30, description="Exploration of the planner at its start")
     epsilon_end: Share = Field(0.05, description="Exploration of the planner at its end")
     pessimism: float = Field(
-        1.0, ge=0, description="Standard errors taken off what a coupon seems to bring"
+        0.5, ge=0, description="Standard errors taken off what a coupon seems to bring"
     )
     min_visits: int = Field(
         30, ge=0, description="Decisions needed before a coupon may be chosen in a state"
