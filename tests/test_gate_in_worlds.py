@@ -303,8 +303,8 @@ STUDY = {
     "confounded": Kind(range(100), {"confounding": CONFOUNDED}, held=0.37, covered=(0.92, 0.98)),
     "no effect": Kind(range(200, 224), {"effect": 0.0}),
     "twice the customers": Kind(range(300, 324), {"customers": 2 * CUSTOMERS}, held=0.2),
-    "full size": Kind(range(400, 406), TARGET, held=0.2),
-    "full size, confounded": Kind(range(400, 406), {**TARGET, "confounding": CONFOUNDED}, held=0.2),
+    "full size": Kind(range(400, 403), TARGET, held=0.2),
+    "full size, confounded": Kind(range(400, 403), {**TARGET, "confounding": CONFOUNDED}, held=0.2),
     "by lot, estimated": Kind(range(20), {}, covered=(0.8, 1.0), edge=0.2, estimated=True),
     "confounded, estimated": Kind(
         range(20), {"confounding": CONFOUNDED}, covered=(0.8, 1.0), edge=0.2, estimated=True
