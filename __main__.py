@@ -44,6 +44,7 @@ def _dispatch(command: str, options: dict[str, Any]) -> int:
         return commands.bench(**options, data_dir=data_dir)
     if command == "benchmark":
         options["settings"] = _named_settings(options["settings"])
+        options["dials"] = _pairs(options["dials"])
         return commands.benchmark(**options, data_dir=data_dir)
     return {"demo": commands.demo, "up": commands.up, "rollback": commands.rollback}[command](
         data_dir
@@ -98,12 +99,16 @@ def _add_benchmark(commands: Any) -> None:
         ("--loop", 0, "let the worlds live on for so many weeks under winback's decisions"),
     ):
         command.add_argument(option, type=int, default=default, metavar="N", help=help_text)
-    command.add_argument("--families", nargs="+", default=(), metavar="NAME", help="of worlds")
     command.add_argument(
-        "--confounding",
-        type=float,
-        metavar="X",
-        help="0: offers by chance; 2: to likely buyers",
+        "--families", nargs="+", default=(), metavar="NAME", help="of worlds; a wrong name: a list"
+    )
+    command.add_argument(
+        "--dial",
+        dest="dials",
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUE",
+        help="of all worlds: confounding=2 offers to likely buyers; a wrong name: a list of all",
     )
     command.add_argument("--policies", nargs="+", default=(), metavar="NAME", help="empty: all")
     command.add_argument(
@@ -120,11 +125,15 @@ def _add_benchmark(commands: Any) -> None:
 
 def _named_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``name=value`` texts as settings."""
-    given = dict(pair.partition("=")[::2] for pair in pairs)
+    given = _pairs(pairs)
     unknown = sorted(set(given) - set(Settings.model_fields))
     if unknown:
         raise SettingsError(f"--set: no such settings: {', '.join(unknown)}")
     return _given(given)
+
+
+def _pairs(pairs: Sequence[str]) -> dict[str, str]:
+    return dict(pair.partition("=")[::2] for pair in pairs)
 
 
 def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:

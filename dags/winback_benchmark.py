@@ -36,8 +36,8 @@ with DAG(
         "customers": Param(20_000, type="integer", minimum=1, description_md="Of each world"),
         "weeks": Param(40, type="integer", minimum=2, description_md="Of log before the decision"),
         "families": Param([], type="array", description_md="Of worlds; empty: all, in turn"),
-        "confounding": Param(
-            None, type=["null", "number"], description_md="0: offers by chance; 2: to likely buyers"
+        "dials": Param(
+            {}, type="object", description_md='Of all worlds, such as `{"confounding": 2}`'
         ),
         "policies": Param([], type="array", description_md="Names; empty: all"),
         "loop": Param(0, type="integer", minimum=0, description_md="Weeks of a closed loop"),

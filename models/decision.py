@@ -59,7 +59,8 @@ class Decisions:
 
     ``net_value`` is the long-run uplift less what its money, and its place in the further limits,
     bring elsewhere. ``allocation`` is the certificate, explorers included; ``is_cold_start``: no
-    customer has a coupon with enough logged decisions to judge it.
+    customer has a coupon with enough logged decisions to judge it; ``is_proven``: the log shows
+    that coupons make customers buy.
     """
 
     decision_id: Texts
@@ -81,6 +82,7 @@ class Decisions:
     allocation: Allocation
     exploration: Exploration
     is_cold_start: bool
+    is_proven: bool
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,15 @@ class Summary:
     ``dual_price`` is the long-run uplift that one more unit of budget would buy, and
     ``duality_gap`` how much more than this allocation any other could bring, at most.
     ``exploration_rate`` is the mean over customers who may get a coupon; a scale below 1 says
-    that the budget did not pay for the wanted rate.
+    that the budget did not pay for the wanted rate. ``chosen`` customers get a coupon that was
+    not drawn by chance.
     """
 
     customers: int
     held_out: int
     coupons: dict[str, int]  # customers per coupon
     suppressed: dict[str, int]
+    chosen: int
     explored: int
     budget: float
     expected_spend: float
@@ -110,6 +114,7 @@ class Summary:
     exploration_scale: float
     smallest_propensity: float
     is_cold_start: bool
+    is_proven: bool
 
 
 def decide(
@@ -129,6 +134,9 @@ def decide(
     exploration may use all of it, since nothing else can. A budget of 0 gives nobody a coupon.
     Explorers count in the further ``limits`` as everybody does, and take at most the same share
     of their ceilings; a floor is kept with supported coupons, at a loss if it must be.
+
+    Where the log does not show that coupons make customers buy, exploration alone gives any, with
+    its usual share of the budget; a floor is an order, and kept as cheaply as it can be.
 
     Raises:
         DataError: shapes differ, ids repeat, a number is missing, a cost or the budget negative,
@@ -186,6 +194,7 @@ def decide(
         allocation=allocation,
         exploration=exploration,
         is_cold_start=is_cold_start,
+        is_proven=outlook.is_proven,
     )
 
 
@@ -198,6 +207,7 @@ def summarise(decisions: Decisions, coupon_ids: Sequence[str]) -> Summary:
         held_out=int((decisions.treatment_group == "holdout").sum()),
         coupons=dict(zip(coupon_ids, counts.tolist(), strict=True)),
         suppressed={name: int((reason == name).sum()) for name in SUPPRESSION_REASONS},
+        chosen=int(((decisions.coupon != NONE) & ~decisions.is_exploration).sum()),
         explored=int(decisions.is_exploration.sum()),
         budget=decisions.budget,
         expected_spend=decisions.allocation.expected_spend,
@@ -211,6 +221,7 @@ def summarise(decisions: Decisions, coupon_ids: Sequence[str]) -> Summary:
         exploration_scale=decisions.exploration.scale,
         smallest_propensity=float(decisions.propensity.min(initial=1.0)),
         is_cold_start=decisions.is_cold_start,
+        is_proven=decisions.is_proven,
     )
 
 

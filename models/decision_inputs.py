@@ -44,6 +44,8 @@ class Outlook:
         is_supported: enough logged decisions to judge this coupon in the customer's state.
         doubt: what is taken off a coupon's uplift when choosing, since it is only estimated; none
             if not given.
+        is_proven: the log shows that coupons make customers buy
+            (:meth:`winback.models.lift.Lift.is_proven`).
     """
 
     margin: Floats
@@ -52,6 +54,7 @@ class Outlook:
     future_value: Floats
     is_supported: Bools
     doubt: Floats | None = None
+    is_proven: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class Prospects:
         profit: of the window, the coupon's cost and the contact taken off.
         value: Q̃ = profit + future value.
         uplift: Q̃(a) − Q̃(none), in the long run.
-        cautious: the same less doubt: what choices go by.
+        cautious: what choices go by: the same less doubt; without proof what a coupon costs and
+            nothing that it brings, so that none is worth giving.
         cost: budget money, 0 for `none`.
     """
 
@@ -99,7 +103,8 @@ def prospects_of(outlook: Outlook, has_purchased: Bools) -> Prospects:
     uplift = value - value[:, :1]
     doubt = np.zeros_like(uplift) if outlook.doubt is None else np.where(read, outlook.doubt, 0.0)
     cost[:, NONE] = 0.0
-    return Prospects(profit, value, uplift, uplift - doubt, cost)
+    cautious = uplift - doubt if outlook.is_proven else -(cost + outlook.contact_cost)
+    return Prospects(profit, value, uplift, cautious, cost)
 
 
 def check_inputs(customers: Customers, outlook: Outlook, budget: float) -> None:

@@ -10,6 +10,10 @@ Against no coupons at all, a policy is held if it is shown to lose: the whole in
 zero. A loss that is merely not ruled out does not hold it. A log without proof gets better only by
 coupons that are really given, the budget limits what they may cost, and the holdout measures it.
 
+Where there is a current policy that cannot be compared (its model is lost, the catalogue has
+changed), nothing says that a new one is not worse. It is then asked for the most that can be shown
+without the comparison: that it brings more than no coupons at all, by the whole interval.
+
 An estimate with an alarm proves nothing, neither harm nor its absence. It holds a policy that
 changes much of what is being done; it lets pass
 
@@ -31,6 +35,7 @@ from winback.models.off_policy import SAME_POLICY, Estimate
 
 CHAMPION, NONE = "the current policy", "no coupons at all"
 FIRST = "No policy is published yet, so there is none to compare with."
+ANYWAY = "publish by override_gate"
 SIMILAR = 0.1  # of decisions: what a week of new data changes; more is another policy
 
 Figure = float | str | None
@@ -44,6 +49,8 @@ class Verdict:
         passed: publish.
         rule_passed: the rule alone would publish.
         override: the user asked to publish whatever the rule says.
+        is_sure: it rests on comparisons that hold: none that it needed is missing, raised an alarm
+            or leaves a loss open. A verdict that is not sure deserves a warning.
         reason: in plain words, both comparisons.
         figures: what the rule read, ``versus_champion_lower`` and so on, JSON-able.
     """
@@ -51,8 +58,16 @@ class Verdict:
     passed: bool
     rule_passed: bool
     override: bool
+    is_sure: bool
     reason: str
     figures: dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    passed: bool
+    words: str
+    is_sure: bool = True
 
 
 def judge(
@@ -62,38 +77,42 @@ def judge(
     *,
     only_exploration: bool = False,
     override: bool = False,
-    without_champion: str = FIRST,
+    incomparable: str | None = None,
 ) -> Verdict:
     """Publish or hold.
 
     Args:
         versus_champion: value of the new policy minus that of the current one
-            (:func:`winback.models.off_policy.difference`); None: there is none to compare with.
+            (:func:`winback.models.off_policy.difference`); None: nothing is published yet, or what
+            is cannot be compared.
         versus_none: minus that of no coupons at all; None: no log to estimate it from.
         tolerance: loss against the current policy that is accepted, currency per decision, 0 or
             more.
         only_exploration: the new policy gives no coupon but those drawn by chance.
         override: publish in any case; recorded in the verdict.
-        without_champion: a sentence on why there is no current policy to compare with.
+        incomparable: a sentence on why the current policy cannot be compared; None: it is, or there
+            is none.
 
     Raises:
         SettingsError: the tolerance is negative or not finite.
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise SettingsError(f"expected a tolerance of 0 or more, came {tolerance}")
-    findings = [
-        (True, without_champion)
-        if versus_champion is None
-        else _against_champion(versus_champion, tolerance, only_exploration),
-        _against_none(versus_none, only_exploration),
-    ]
-    rule_passed = all(passed for passed, _ in findings)
-    words = " ".join(words for _, words in findings)
+    if versus_champion is not None:
+        first = _against_champion(versus_champion, tolerance, only_exploration)
+    elif incomparable is not None:
+        first = _unseen(incomparable, versus_none, only_exploration)
+    else:
+        first = _Finding(True, FIRST)
+    findings = (first, _against_none(versus_none, only_exploration))
+    rule_passed = all(one.passed for one in findings)
+    is_sure = all(one.is_sure for one in findings)
+    words = " ".join(one.words for one in findings)
     figures: dict[str, Figure] = {"tolerance": tolerance}
     figures |= _figures("versus_champion", versus_champion)
     figures |= _figures("versus_none", versus_none)
     reason = f"{_outcome(rule_passed, override)} {words}"
-    return Verdict(rule_passed or override, rule_passed, override, reason, figures)
+    return Verdict(rule_passed or override, rule_passed, override, is_sure, reason, figures)
 
 
 def _outcome(rule_passed: bool, override: bool) -> str:
@@ -104,45 +123,60 @@ def _outcome(rule_passed: bool, override: bool) -> str:
     return "Held; the current policy stays."
 
 
-def _against_champion(
-    found: Estimate, tolerance: float, only_exploration: bool
-) -> tuple[bool, str]:
+def _against_champion(found: Estimate, tolerance: float, only_exploration: bool) -> _Finding:
     share = found.disagreement
     if share is not None and share <= SAME_POLICY:
-        return True, _alike(CHAMPION, share)
+        return _Finding(True, _alike(CHAMPION, share))
     if _is_worthless(found):
         words = _worthless(CHAMPION, found)
         if only_exploration:
-            return True, f"{words} Only exploration is planned, which mends that."
+            return _unsure(True, f"{words} Only exploration is planned, which mends that.")
         if share is not None and share <= SIMILAR and not found.value < -tolerance:
-            return True, f"{words} {_alike(CHAMPION, share)}"
-        return False, f"{words} Explore more, or publish by override."
+            return _unsure(True, f"{words} {_alike(CHAMPION, share)}")
+        return _unsure(False, f"{words} Explore more, or {ANYWAY}.")
     words = _brings(CHAMPION, found)
     if found.lower >= -tolerance:
-        return True, f"{words}, at worst within the tolerated {-tolerance:.4g}."
+        return _Finding(True, f"{words}, at worst within the tolerated {-tolerance:.4g}.")
     if found.upper < -tolerance:
-        return False, f"{words}: worse than the tolerated {-tolerance:.4g}."
-    return False, f"{words}: a loss beyond the tolerated {-tolerance:.4g} is not ruled out."
+        return _Finding(False, f"{words}: worse than the tolerated {-tolerance:.4g}.")
+    loss = f"a loss beyond the tolerated {-tolerance:.4g} is not ruled out."
+    return _unsure(False, f"{words}: {loss}")
 
 
-def _against_none(found: Estimate | None, only_exploration: bool) -> tuple[bool, str]:
+def _unseen(why_not: str, versus_none: Estimate | None, only_exploration: bool) -> _Finding:
+    """In place of a comparison with the current policy where there can be none."""
+    if only_exploration:
+        return _unsure(True, f"{why_not} Only exploration is planned, whose money is limited.")
+    needed = "A plan that replaces it unseen must be shown to earn more than no coupons at all"
+    if versus_none is not None and not _is_worthless(versus_none) and versus_none.lower > 0:
+        return _unsure(True, f"{why_not} {needed}, and this one is.")
+    return _unsure(
+        False, f"{why_not} {needed}, and this one is not. To replace it all the same, {ANYWAY}."
+    )
+
+
+def _against_none(found: Estimate | None, only_exploration: bool) -> _Finding:
     if only_exploration:
         words = "No coupon but those of exploration is given."
         if found is not None and _is_worthless(found):
-            words = f"{words} {_worthless(NONE, found)}"
-        return True, words
+            return _unsure(True, f"{words} {_worthless(NONE, found)}")
+        return _Finding(True, words)
     if found is None:
-        return True, "No log shows yet what coupons do; the holdout will."
+        return _unsure(True, "No log shows yet what coupons do; the holdout will.")
     if found.disagreement is not None and found.disagreement <= SAME_POLICY:
-        return True, _alike(NONE, found.disagreement)
+        return _Finding(True, _alike(NONE, found.disagreement))
     if _is_worthless(found):
-        return True, f"{_worthless(NONE, found)} The holdout will tell."
+        return _unsure(True, f"{_worthless(NONE, found)} The holdout will tell.")
     words = _brings(NONE, found)
     if found.upper < 0:
-        return False, f"{words}: it loses money."
+        return _Finding(False, f"{words}: it loses money.")
     if found.lower < 0:
-        return True, f"{words}: a loss is not ruled out, the holdout will tell."
-    return True, f"{words}: it earns money."
+        return _unsure(True, f"{words}: a loss is not ruled out, the holdout will tell.")
+    return _Finding(True, f"{words}: it earns money.")
+
+
+def _unsure(passed: bool, words: str) -> _Finding:
+    return _Finding(passed, words, is_sure=False)
 
 
 def _alike(name: str, disagreement: float) -> str:

@@ -175,14 +175,6 @@ def estimate(
     return Estimate(linear.value, lower, upper, size, largest, alarm)
 
 
-def estimate_all(
-    log: Log, policy: Floats, model: Floats | None = None, *, level: float = LEVEL, seed: int = 0
-) -> dict[str, Estimate]:
-    """Every estimator's estimate by name; without a model those that need none."""
-    names = [name for name in ESTIMATORS if model is not None or name not in NEEDS_MODEL]
-    return {name: estimate(log, policy, name, model, level=level, seed=seed) for name in names}
-
-
 def difference(
     log: Log,
     policy: Floats,

@@ -11,7 +11,8 @@ moves the reward too stays confounded.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ class CouponOverlap:
             how many decisions they are worth when they stand for all customers.
         separation: AUC of its probability between decisions that gave it and others; 0.5 as
             by lot, 1 as by rule; NaN where all or none gave it.
-        smallest, quantiles: of its probability, over all decisions; 1 %, 5 % and 50 %.
+        smallest, quantiles: of its probability, over all decisions; 1 %, 5 % and 50 %; NaN where
+            they are not on record.
     """
 
     coupon: int
@@ -70,6 +72,16 @@ class CouponOverlap:
     def is_readable(self) -> bool:
         """Whether the log can tell what the coupon would have done with everybody."""
         return _complaint("", self) is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which has no NaN: None instead."""
+        figures = {name: _or_none(value) for name, value in asdict(self).items()}
+        quantiles = [_or_none(value) for value in self.quantiles]
+        return {**figures, "quantiles": quantiles, "is_readable": self.is_readable}
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -205,8 +217,12 @@ def overlap_of_logged(
     for number in range(n_coupons):
         own = logged[coupon == number]
         one = _coupon_overlap(number, own, np.ones(len(own), np.bool_)) if len(own) else None
-        found.append(one or CouponOverlap(number, 0, 0.0, 0.0, 0.0, float("nan"), 0.0, ()))
+        found.append(one or _never_given(number))
     return _judged(tuple(found), names)
+
+
+def _never_given(number: int) -> CouponOverlap:
+    return CouponOverlap(number, 0, nan, nan, 0.0, nan, nan, (nan,) * len(QUANTILES))
 
 
 def _judged(coupons: tuple[CouponOverlap, ...], names: Sequence[str]) -> Overlap:
@@ -240,7 +256,7 @@ def _separation(probability: Floats, given: Bools) -> float:
     positive = int(given.sum())
     negative = len(given) - positive
     if not positive or not negative:
-        return float("nan")
+        return nan
     ranks = float(rankdata(probability)[given].sum())
     return (ranks - positive * (positive + 1) / 2) / (positive * negative)
 

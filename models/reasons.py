@@ -14,6 +14,7 @@ from winback.models.decision_inputs import NONE, Texts
 from winback.models.money import money
 
 WELL_KNOWN, KNOWN = 400, 100  # past offers: a 10 % response is known to ±3 and ±6 points
+UNPROVEN = "past offers do not show yet that coupons make customers buy"
 ALL = slice(None)
 
 
@@ -68,9 +69,11 @@ def explain(
     speaker = _Speaker(decisions, _texts(labels), _texts(situation), currency)
     at = np.arange(len(decisions.coupon))[rows]
     reason, drawn = decisions.suppression_reason[at], decisions.is_exploration[at]
-    given, compared = decisions.coupon[at] != NONE, decisions.next_best.coupon[at] >= 0
+    given = decisions.coupon[at] != NONE
+    # without proof no coupon stands aside for what it would bring
+    compared = (decisions.next_best.coupon[at] >= 0) & decisions.is_proven
     sentences = np.full(len(at), "", dtype=object)
-    for name, sentence in _suppressed(gap_days, contacts).items():
+    for name, sentence in _suppressed(gap_days, contacts, decisions.is_proven).items():
         sentences[reason == name] = sentence
     passed_over = compared & ((reason == "no_uplift") | (reason == "budget"))
     sentences[passed_over] = _passing_over(speaker, at[passed_over])
@@ -78,8 +81,12 @@ def explain(
         "No coupon this time: drawn by chance, to learn what happens without one."
     )
     sentences[drawn & given] = _learning(speaker, at[drawn & given])
-    earning = at[given & ~drawn]
-    sentences[given & ~drawn] = _earning(speaker, earning, past_offers[earning], decision_days)
+    chosen = at[given & ~drawn]
+    sentences[given & ~drawn] = (
+        _earning(speaker, chosen, past_offers[chosen], decision_days)
+        if decisions.is_proven
+        else _ordered(speaker, chosen)
+    )
     return sentences
 
 
@@ -96,6 +103,14 @@ def describe_run(summary: Summary, currency: str = "") -> str:
             f"customers get one drawn by chance, to learn; expected cost "
             f"{money(summary.expected_spend, currency)} of {money(summary.budget, currency)}."
         )
+    if not summary.is_proven:
+        ordered = f", and {summary.chosen:,} because a limit has a floor" if summary.chosen else ""
+        return (
+            f"{UNPROVEN[0].upper()}{UNPROVEN[1:]}, so only {given - summary.chosen:,} of "
+            f"{summary.customers:,} customers get one drawn by chance, to learn{ordered}; expected "
+            f"cost {money(summary.expected_spend, currency)} of "
+            f"{money(summary.budget, currency)}, the rest is kept."
+        )
     return (
         f"{given:,} of {summary.customers:,} customers get a coupon; expected cost "
         f"{money(summary.expected_spend, currency)} of {money(summary.budget, currency)}, expected "
@@ -103,7 +118,8 @@ def describe_run(summary: Summary, currency: str = "") -> str:
     )
 
 
-def _suppressed(gap_days: int, contacts: str) -> dict[str, str]:
+def _suppressed(gap_days: int, contacts: str, is_proven: bool) -> dict[str, str]:
+    not_worth_it = "none is expected to bring in more than it costs" if is_proven else UNPROVEN
     return {
         "no_consent": "No coupon: this customer has not agreed to be contacted.",
         "no_purchase_yet": "No coupon: this customer has not bought anything yet.",
@@ -112,7 +128,7 @@ def _suppressed(gap_days: int, contacts: str) -> dict[str, str]:
         ),
         "holdout": "No coupon: in the comparison group, which shows what coupons really bring.",
         "low_support": "No coupon: past offers do not show what one does for such customers.",
-        "no_uplift": "No coupon: none is expected to bring in more than it costs.",
+        "no_uplift": f"No coupon: {not_worth_it}.",
         "budget": "No coupon: each one that would pay off exceeds a limit by itself.",
     }
 
@@ -213,6 +229,17 @@ def _limited(pattern: str, names: Texts) -> Texts:
 def _no_room(decisions: Decisions) -> str:
     limits = " and the limits" if decisions.allocation.limit_prices else ""
     return f"what is left of the budget{limits} does not allow it"
+
+
+def _ordered(speaker: _Speaker, at: Ints) -> Texts:
+    """Of customers who get a coupon without proof that it sells."""
+    return _join(
+        speaker.labels[speaker.decisions.coupon[at]],
+        ": given because a limit has a floor, at about ",
+        speaker.amounts(speaker.decisions.expected_cost[at]),
+        f" of coupon money; {UNPROVEN}",
+        _situated(speaker, at),
+    )
 
 
 def _learning(speaker: _Speaker, at: Ints) -> Texts:

@@ -112,7 +112,8 @@ class Settings(BaseModel):
         "winback", pattern=IDENTIFIER, description="Schema of winback's tables"
     )
     artifacts_uri: str = Field(
-        "file:///tmp/winback-artifacts", description="Where weights, parameters and reports go"
+        "~/.winback/artifacts",  # stays: the next run is compared with the model of the last
+        description="Where weights, parameters and reports go; all workers must reach it",
     )
     timezone: str = Field("UTC", description="Days begin at midnight in this timezone")
     batch_rows: int = Field(50_000, gt=0, description="Rows per batch between warehouse and models")

@@ -4,14 +4,24 @@ Customers are of hidden types. Each week a customer is in one of the states
 
     (weeks since the last purchase, purchase tier, coupon fatigue)   or   gone for good,
 
-gets one coupon, and buys at most once. Type, state and coupon decide the chance of a purchase, of
-redeeming the coupon at it, its margin, and the chance of leaving. Coupons tire: each one received
-lowers the response to the next, and where fatigue is high they drive customers away.
+gets one coupon, and buys at most once. What depends on what:
+
+    purchase    type, recency, tier, coupon; what a coupon adds wears off with fatigue
+    redemption  type, face value; fatigue where ``redemption_by_fatigue`` is not 0
+    margin      type, tier; face value where ``thrift`` is not 0
+    leaving     type, recency; fatigue in weeks with a coupon, of whatever face value
+    next state  state, purchase, leaving, and whether a coupon came: not the type
+    log's offer type, recency, tier where ``confounding`` is not 0; all face values alike
+
+Given type, state and coupon, these are independent draws, week by week and customer by customer.
+The calendar matters only from ``drift_week`` on, where there is one.
 
 Who is worth a coupon is therefore a matter of the hidden type (some buy anyway, some only with a
 coupon, some leave because of it), of the state, and of the weeks after.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +68,9 @@ class WorldConfig:
         delay_days: orders of the last so many days have not reached the tables yet.
         budget_tightness: budget as a share of what the best policy without a budget spends.
         sparsity: log odds taken off every chance of a purchase.
+        redemption_by_fatigue: log odds of redeeming taken off by each coupon that still weighs.
+        thrift: share of a purchase's margin that the largest coupon takes off, redeemed or not;
+            the others by their face values.
         drift_week: from this week of the log on the world is another one, see :func:`drifted`.
         gamma: discount per week.
     """
@@ -73,17 +86,26 @@ class WorldConfig:
     delay_days: int = 0
     budget_tightness: float = 0.35
     sparsity: float = 0.0
+    redemption_by_fatigue: float = 0.0
+    thrift: float = 0.0
     drift_week: int | None = None
     gamma: float = 0.95
 
     def __post_init__(self) -> None:
-        shares = (self.sleeping_dogs, self.fatigue, self.offer_rate, self.budget_tightness)
-        if not all(0 <= share <= 1 for share in shares) or not 0 < self.overlap < 0.5:
-            raise SettingsError(f"world: expected shares within [0, 1], overlap below .5: {self}")
-        if not 0 <= self.gamma < 1:
-            raise SettingsError(f"world: expected a discount of at least 0 and below 1: {self}")
-        if min(self.effect, self.delay_days, self.drift_week or 0) < 0:
-            raise SettingsError(f"world: expected an effect, a delay, a week of 0 or more: {self}")
+        self._expect(lambda x: 0 <= x <= 1, "from 0 to 1", "sleeping_dogs", "fatigue")
+        self._expect(lambda x: 0 <= x <= 1, "from 0 to 1", "budget_tightness")
+        self._expect(lambda x: 0 <= x < 1, "of at least 0 and below 1", "gamma", "thrift")
+        self._expect(lambda x: 0 < x < 1, "between 0 and 1", "offer_rate")
+        self._expect(lambda x: 0 < x < 0.5, "between 0 and 0.5", "overlap")
+        self._expect(lambda x: 0 <= x < math.inf, "of 0 or more", "effect", "redemption_by_fatigue")
+        self._expect(lambda x: 0 <= x < math.inf, "of 0 or more", "delay_days", "drift_week")
+        self._expect(math.isfinite, "that is finite", "confounding", "sparsity")
+
+    def _expect(self, is_possible: Callable[[float], bool], words: str, *dials: str) -> None:
+        for dial in dials:
+            value = getattr(self, dial)
+            if value is not None and not is_possible(value):
+                raise SettingsError(f"world: expected {dial} {words}, came {value}")
 
 
 @dataclass(frozen=True)
@@ -190,17 +212,14 @@ def _build(types: _Types, config: WorldConfig) -> World:
         - config.sparsity
     )
     odds = base[:, :, None] + effect
-    purchase, redemption = _at_home(_sigmoid(odds)), _redemption(types)
-    margin = np.broadcast_to(
-        (types.margin[:, None] * (1 + 0.12 * tier))[:, :, None], purchase.shape
-    )
+    purchase = _at_home(_sigmoid(odds))
     leaving = _leaving(types, recency, fatigue)
     return World(
         config=config,
         share=types.share,
         purchase=purchase,
-        redemption=np.broadcast_to(redemption[:, None, :], purchase.shape),
-        margin=margin,
+        redemption=_redemption(types, fatigue, config),
+        margin=_margin(types, tier, config),
         leaving=leaving,
         kernel=_kernel(purchase, leaving),
         logging=_logging(base, config),
@@ -239,11 +258,19 @@ def _effect(types: _Types, fatigue: Ints, config: WorldConfig) -> Floats:
     return (types.effect[:, None] * fresh)[:, :, None] * size
 
 
-def _redemption(types: _Types) -> Floats:
-    """(H, A) chance that a purchase redeems the coupon; larger coupons are forgotten less."""
+def _redemption(types: _Types, fatigue: Ints, config: WorldConfig) -> Floats:
+    """(H, S, A) chance that a purchase redeems the coupon; larger coupons are forgotten less."""
     face = np.array(FACE_VALUES)
-    odds = types.redeems[:, None] + 0.08 * (face - 10)
-    return np.where(face > 0, _sigmoid(odds), 0.0)
+    fresh = types.redeems[:, None] + 0.08 * (face - 10)
+    tired = config.redemption_by_fatigue * fatigue
+    return np.where(face > 0, _sigmoid(fresh[:, None, :] - tired[:, None]), 0.0)
+
+
+def _margin(types: _Types, tier: Ints, config: WorldConfig) -> Floats:
+    """(H, S, A) mean margin of a purchase; who has a coupon buys less, or what is cheaper."""
+    usual = types.margin[:, None] * (1 + 0.12 * tier)
+    kept: Floats = 1 - config.thrift * np.array(FACE_VALUES) / max(FACE_VALUES)
+    return usual[:, :, None] * kept
 
 
 def _leaving(types: _Types, recency: Ints, fatigue: Ints) -> Floats:

@@ -3,8 +3,8 @@
 The observer knows every parameter of the world and of its log, and sees what a shop sees: which
 coupon came, whether a purchase followed, for how much, and whether it redeemed. Type and state stay
 hidden, so there is a belief over both, moved on by Bayes' rule week by week (the exact filter of a
-hidden Markov model; Rabiner 1989). What the observer misses, no learner can find in this log; what
-it harms in spite of all, no learner can avoid.
+hidden Markov model; Rabiner 1989). Within the budget nobody can expect a higher uplift from this
+log. Some of the coupons harm in spite of all: who is more cautious harms fewer, and gains less.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def best_observer(world: World, today: World, history: History, truth: Truth) ->
     Args:
         world: as it was when the log began.
         today: as it is in the week to decide.
-        history: the log.
+        history: the log, with orders that come late: the observer need not wait for them.
         truth: of that week; its price and budget are known to the observer too.
     """
     value = today.reward + q_at_price(today, truth.price)[1]

@@ -3,6 +3,10 @@
 In the week to decide, a decision's value is its own week and what follows under the best policy
 within the long-run budget: r(h, s, a) + γ Σ P(s' | h, s, a) V_λ(h, s'). For decisions of the log it
 is their week alone, less a price of coupon money: r(h, s, a) − λ c(h, s, a).
+
+c = p q f and r = p m − c − k: chance of a purchase p, of redeeming at it q, and mean margin m, each
+by type, state and coupon; the coupon's face value f and contact cost k. What they depend on is said
+in :mod:`winback.models.world`. Later weeks are those of the world as it is in the week to decide.
 """
 
 import math

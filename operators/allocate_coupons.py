@@ -61,24 +61,27 @@ def allocate(run: Run) -> dict[str, Any]:
     offered = full.positions(settings.allowed_coupons)
     catalogue = full.take(offered)
     budget = run_budget(run)
+    plan = run.artifacts.read_json(PLAN)
     # What coupons cost is known to a few percent only: the budget has to hold at the worse end.
-    spendable = float(run.artifacts.read_json(PLAN)["spendable"])
+    spendable = float(plan["spendable"])
     scored = read_scored(run, offered)
+    limits = _limits(settings, scored, catalogue)
     decisions = decide(
         Customers(
             scored.customer_id, scored.can_contact, scored.has_purchased, scored.recent_contact
         ),
-        _outlook(scored, catalogue, settings),
+        _outlook(scored, catalogue, settings, is_proven=plan["lift"]["is_proven"]),
         _experiment(settings),
         budget.amount * spendable,
         date.fromisoformat(run.as_of),
-        _limits(settings, scored, catalogue),
+        limits,
     )
     _write_recommendations(run, scored, catalogue, decisions)
     summary = replace(summarise(decisions, catalogue.coupon_ids), budget=budget.amount)
     in_words = describe_run(summary, settings.currency)
     figures = {"budget_source": budget.source, "spendable": spendable, "in_words": in_words}
-    return {**asdict(summary), **figures}
+    used = {one.name: one.used(decisions.coupon, scored.cost) for one in limits}
+    return {**asdict(summary), **figures, "limits_used": used}
 
 
 def _limits(settings: Settings, scored: Scored, catalogue: Catalogue) -> "list[Limit]":
@@ -122,7 +125,9 @@ def _experiment(settings: Settings) -> "Experiment":
     )
 
 
-def _outlook(scored: Scored, catalogue: Catalogue, settings: Settings) -> "Outlook":
+def _outlook(
+    scored: Scored, catalogue: Catalogue, settings: Settings, *, is_proven: bool
+) -> "Outlook":
     from winback.models.decision_inputs import Outlook
 
     supported = scored.support >= max(settings.min_visits, 1)
@@ -134,6 +139,7 @@ def _outlook(scored: Scored, catalogue: Catalogue, settings: Settings) -> "Outlo
         future_value=scored.future,
         is_supported=supported,
         doubt=settings.pessimism * scored.doubt,
+        is_proven=is_proven,
     )
 
 
@@ -227,6 +233,8 @@ def _recommendations(
         "next_best_coupon_id": [
             None if index < 0 else catalogue.coupon_ids[index] for index in other.coupon[rows]
         ],
+        "next_best_behind": other.behind[rows],
+        "next_best_limits": [names or None for names in other.limits[rows]],
     }
     or_null = {  # NaN becomes null
         "p_alive": scored.p_alive,

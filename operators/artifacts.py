@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from winback.models.errors import NotFittedError, StoreUnavailableError
+from winback.models.errors import NotFittedError, SettingsError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,10 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The artifact folder of one run; any URI that universal-pathlib knows (file, s3, gs, …)."""
+    """The artifact folder of one run; any URI that universal-pathlib knows (file, s3, gs, …).
+
+    ``~`` at the start of ``root_uri`` is the home of the user that the task runs as.
+    """
 
     root_uri: str
     as_of: str
@@ -39,13 +42,12 @@ class Artifacts:
     @property
     def folder(self) -> "UPath":
         """``<root>/as_of=<date>/<run id>``; characters that some stores refuse become ``_``."""
-        from upath import UPath
-
-        return UPath(self.root_uri) / f"as_of={self.as_of}" / re.sub(r"[^\w.-]", "_", self.run_id)
+        run_folder = re.sub(r"[^\w.-]", "_", self.run_id)
+        return root_folder(self.root_uri) / f"as_of={self.as_of}" / run_folder
 
     def uri(self, name: str) -> str:
         """Full address of one artifact, for logs and links."""
-        return str(self.folder / name)
+        return str((self.folder / name).as_uri())
 
     def exists(self, name: str) -> bool:
         """Whether an earlier try has already written this artifact."""
@@ -132,6 +134,23 @@ class Artifacts:
 
         tensors: dict[str, Any] = load(self.read_bytes(name))
         return tensors
+
+
+def root_folder(uri: str) -> "UPath":
+    """Where all artifacts lie.
+
+    Raises:
+        SettingsError: it begins with ``~``, and the user has no home.
+    """
+    from upath import UPath
+
+    try:
+        return UPath(uri).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"expected an artifacts_uri that can be found, came {uri}: {error} Set HOME, or "
+            "WINBACK_ARTIFACTS_URI to a folder that stays."
+        ) from error
 
 
 @contextmanager

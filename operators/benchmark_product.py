@@ -1,7 +1,7 @@
 """winback itself on a known world: the steps of the daily run, in order, in schemas of their own.
 
-The steps are the functions that the operators of ``winback_daily`` call; only the scheduler and
-the publishing are left out.
+The steps are the functions that the operators of ``winback_daily`` call. Left out are the scheduler
+with its record of runs, the drift checks, the evaluation with its gate, publishing, and reports.
 """
 
 import json
@@ -38,6 +38,15 @@ FEATURES, SURVIVAL, PROFIT = "dbt_features", "fit_survival", "train_profit"
 RESPONSE, PLAN = "fit_response", "plan"
 # Where a run has to begin again when a setting changes; what is not named here: at the plan.
 FIRST_STEP = {
+    "as_of": FEATURES,
+    "source_schema": FEATURES,
+    "schema_name": FEATURES,
+    "artifacts_uri": FEATURES,
+    "timezone": FEATURES,
+    "decision_days": FEATURES,
+    "default_margin_rate": FEATURES,
+    "decisions_are_offers": FEATURES,
+    "max_contacts_days": FEATURES,
     "survival_engine": SURVIVAL,
     "survival_penalizer": SURVIVAL,
     "use_survival": PROFIT,
@@ -46,6 +55,8 @@ FIRST_STEP = {
     "patience": PROFIT,
     "batch_size": PROFIT,
     "learning_rate": PROFIT,
+    "validation_share": PROFIT,
+    "device": PROFIT,
     "seed": PROFIT,
     "use_transformer": RESPONSE,
     "response_classes": RESPONSE,
@@ -197,11 +208,9 @@ class Product:
         """Decide with some settings changed; the recommendations as an Arrow table.
 
         Raises:
-            SettingsError: a setting is unknown.
+            SettingsError: a setting is unknown, or shapes the features, which all variants share.
         """
-        unknown = sorted(set(overrides) - set(type(self.run.settings).model_fields))
-        if unknown:
-            raise SettingsError(f"benchmark: no such settings: {', '.join(unknown)}")
+        _check_names(overrides, set(type(self.run.settings).model_fields))
         settings = load_settings({**self.run.settings.model_dump(), **overrides})
         run, stale = replace(self.run, settings=settings), False
         for step, function in STEPS.items():
@@ -211,3 +220,15 @@ class Product:
                 self._done[step] = used
                 function(run)
         return read_table(run.url, RECOMMENDATIONS, run.names)
+
+
+def _check_names(overrides: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise SettingsError(f"benchmark: no such settings: {', '.join(unknown)}")
+    fixed = sorted(name for name in overrides if FIRST_STEP.get(name) == FEATURES)
+    if fixed:
+        raise SettingsError(
+            "benchmark: expected settings of steps after the features, which are built once for "
+            f"all variants; came {', '.join(fixed)}. Set them for all variants instead."
+        )

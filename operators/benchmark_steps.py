@@ -6,6 +6,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 
 from winback.models.settings import load_settings
+from winback.operators.artifacts import root_folder
 from winback.operators.warehouse import DEFAULT_CONNECTION, warehouse_url
 
 SIZES = ("worlds", "customers", "weeks")
@@ -22,10 +23,8 @@ class ListWorldsOperator(BaseOperator):
         from winback.operators.benchmark_worlds import choose_worlds
 
         params: Mapping[str, Any] = context["params"]
-        confounding = params["confounding"]
-        dials = {} if confounding is None else {"confounding": confounding}
         count, customers, weeks = (params[name] for name in SIZES)
-        worlds = choose_worlds(count, customers, weeks, params["families"], dials)
+        worlds = choose_worlds(count, customers, weeks, params["families"], params["dials"])
         return [world.to_dict() for world in worlds]
 
 
@@ -85,8 +84,6 @@ class BenchmarkReportOperator(BaseOperator):
         self.warehouse_conn_id = warehouse_conn_id
 
     def execute(self, context: Context) -> dict[str, str]:
-        from upath import UPath
-
         from winback.operators.benchmark_report import write_report
         from winback.operators.benchmark_table import read_rows
         from winback.operators.benchmark_worlds import BenchmarkWorld
@@ -94,5 +91,5 @@ class BenchmarkReportOperator(BaseOperator):
         worlds = [BenchmarkWorld(**world) for world in self.worlds]
         url, settings = warehouse_url(self.warehouse_conn_id), load_settings()
         rows = read_rows(url, settings.schema_name, worlds)
-        folder = UPath(settings.artifacts_uri) / "benchmark"
+        folder = root_folder(settings.artifacts_uri) / "benchmark"
         return write_report(rows, folder, f"airflow dags trigger {context['dag'].dag_id}")

@@ -35,14 +35,18 @@ DONE = """
 select policy from {schema}.policy_benchmark
 where world_id = {world_id} and week = {week} and code_version = {code_version}
 """
-# What a rival's decision depends on; winback's depends on all code.
+DBT_CODE = ("dbt_project/**/*.sql", "dbt_project/dbt_project.yml")
+# What the figures of a rival or of a bound depend on; winback's depend on all code.
 RIVAL_CODE = (
-    "models/peers*.py",
-    "models/world*.py",
-    "models/allocation.py",
-    "dbt_project/**/*.sql",
+    *("models/world*.py", "operators/benchmark_worlds.py"),  # the worlds and what is true in them
+    *("operators/world_source.py", "operators/sample.py"),  # their tables
+    *("operators/benchmark_product.py", "operators/dbt_build.py", *DBT_CODE),  # their features
+    *("operators/benchmark_peers.py", "operators/snapshots.py", "operators/warehouse.py"),
+    *("models/peers*.py", "models/allocation.py", "operators/benchmark.py"),  # their decisions
+    *("models/survival*.py", "models/histories.py", "models/logistic.py"),  # the reference system
+    "models/calibration.py",  # the slopes
 )
-ALL_CODE = ("models/*.py", "operators/*.py", "dbt_project/**/*.sql")
+ALL_CODE = ("models/*.py", "operators/*.py", *DBT_CODE)
 
 
 def version_of(settings: Mapping[str, Any] | None) -> str:

@@ -139,7 +139,7 @@ def benchmark(
     data_dir: Path,
     *,
     families: Sequence[str] = (),
-    confounding: float | None = None,
+    dials: Mapping[str, Any] | None = None,
     policies: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     fresh: bool = False,
@@ -154,13 +154,11 @@ def benchmark(
 
     logging.getLogger("winback").setLevel(logging.ERROR)  # a hundred runs, and their remarks
     console = Console()
-    dials = {} if confounding is None else {"confounding": confounding}
     chosen = choose_worlds(worlds, customers, weeks, families, dials)
     numbers: dict[str, float] = {"worlds": worlds, "customers": customers, "weeks": weeks}
     numbers |= {"loop": loop} if loop else {}
-    assigned = [f"{name}={value}" for name, value in (settings or {}).items()]
-    lists = {"families": families, "policies": policies, "set": assigned}
-    call = _benchmark_call({**numbers, **dials}, lists)
+    lists = {"families": families, "dial": _assigned(dials), "policies": policies}
+    call = _benchmark_call(numbers, {**lists, "set": _assigned(settings)})
     schema = load_settings(settings).schema_name
     with _configured_or_embedded(data_dir) as connections:
         url = _warehouse(connections)
@@ -191,6 +189,10 @@ def bench(
 
     options = BenchOptions(steps, sizes, quick, repeats, weeks, output)
     return run_bench(options, data_dir, Console())
+
+
+def _assigned(values: Mapping[str, Any] | None) -> list[str]:
+    return [f"{name}={value}" for name, value in (values or {}).items()]
 
 
 def _benchmark_call(numbers: Mapping[str, float], lists: Mapping[str, Sequence[str]]) -> str:

@@ -106,7 +106,7 @@ def show_summary(console: Console, report: RunReport) -> None:
     """The run in a few lines and a table: what a marketer wants to know first."""
     console.print(f"\n[bold]Coupons for {day(report.as_of)}[/]")
     _indented(console, report.headline)
-    for sentence in filter(None, (report.advice, report.uplift_in_words)):
+    for sentence in filter(None, (report.advice, report.uplift_in_words, report.overlap_warning)):
         _indented(console, sentence)
     if report.verdict:
         _indented(console, f"Is the new plan better? {report.verdict}")

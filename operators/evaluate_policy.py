@@ -1,6 +1,7 @@
 """Step: is the new plan better than what is published, and than no coupons? Estimates and gate."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -11,10 +12,10 @@ import numpy as np
 from airflow.sdk import Context
 
 from winback.models.errors import NotFittedError
-from winback.models.gate import FIRST, Verdict, judge
+from winback.models.gate import Verdict, judge
 from winback.models.off_policy import DOUBLY_ROBUST, Estimate
 from winback.models.settings import Settings
-from winback.operators.artifacts import GATE, PLAN, RESPONSE_MODEL, Artifacts
+from winback.operators.artifacts import GATE, OVERLAP, PLAN, RESPONSE_MODEL, Artifacts
 from winback.operators.base import WinbackOperator
 from winback.operators.fit_response import read_halves, read_response, with_propensities
 from winback.operators.panel import read_panel
@@ -26,6 +27,8 @@ from winback.operators.warehouse import read_table, transaction
 if TYPE_CHECKING:
     from winback.models.cross_fitting import Plan
     from winback.models.policy_value import Evaluation
+
+logger = logging.getLogger(__name__)
 
 LAST_PUBLISHED = """
 select as_of::text as as_of, run_id, metrics ->> 'settings' as settings
@@ -41,17 +44,26 @@ where as_of = {as_of} and run_id = {run_id} and coupon_id <> 'none' and not is_e
 FORGET = "delete from {schema}.policy_evaluations where run_id = {run_id}"
 RECORD = """
 insert into {schema}.policy_evaluations (
-    as_of, run_id, policy, estimator, value, lower, upper, effective_sample_size, max_weight
+    as_of, run_id, policy, estimator, value, lower, upper, effective_sample_size, max_weight, alarm,
+    propensities
 )
 values (
     {as_of}, {run_id}, {policy}, {estimator}, {value}, {lower}, {upper}, {effective_sample_size},
-    {max_weight}
+    {max_weight}, {alarm}, {propensities}
 )
 """
 RECORDED = ("value", "lower", "upper", "effective_sample_size", "max_weight")
 EMPTY = "the log holds no decision with a choice whose outcome and follow-up are known"
 NOTHING = Estimate(nan, nan, nan, 0.0, 0.0, EMPTY)
 CHOOSING = ("gamma", "use_planning", "pessimism", "min_visits")
+GONE = (
+    "The current policy ({name}) cannot be compared: its model is gone. To compare, bring back "
+    "{folder}."
+)
+CHANGED = (
+    "The current policy ({name}) cannot be compared: it knew coupons worth {then}, the catalogue "
+    "has {now}."
+)
 GRID_START = date(1970, 1, 5)  # period 0 of the decision grid
 
 
@@ -64,11 +76,11 @@ class EvaluatePolicyOperator(WinbackOperator):
 
 @dataclass(frozen=True)
 class _Champion:
-    """The last published run's plan, or a sentence on why there is none to compare with."""
+    """The last published run's plan; without one a sentence on why a published one is not it."""
 
     plan: "Plan | None"
     name: str | None = None
-    why_not: str = FIRST
+    why_not: str | None = None
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -87,6 +99,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     champion = _read_champion(run, catalogue)
     found = _evaluate(run, catalogue, Plan(read_response(run), rules), champion.plan)
     verdict = _judge(run, found, champion)
+    if not (verdict.is_sure and verdict.rule_passed):
+        logger.warning("%s", verdict.reason)
     _record(run, found)
     figures = _figures(found, verdict, champion)
     run.artifacts.write_json(GATE, figures)
@@ -121,11 +135,11 @@ def _read_champion(run: Run, catalogue: Catalogue) -> _Champion:
         response = ResponseModel.from_arrays(folder.read_arrays(RESPONSE_MODEL))
         rules = rules_of(_settings_of(run, last["settings"]), catalogue, folder.read_json(PLAN))
     except NotFittedError:
-        return _Champion(None, name, f"The model of the current policy ({name}) is gone.")
+        return _Champion(None, name, GONE.format(name=name, folder=folder.folder))
     if not np.array_equal(response.face_values, catalogue.face_values):
-        return _Champion(
-            None, name, f"The catalogue has changed since the current policy ({name})."
-        )
+        now = ", ".join(f"{value:g}" for value in catalogue.face_values[1:])
+        then = ", ".join(f"{value:g}" for value in response.face_values[1:])
+        return _Champion(None, name, CHANGED.format(name=name, now=now, then=then))
     days = run.settings.decision_days
     until = (date.fromisoformat(last["as_of"]) - GRID_START).days // days
     return _Champion(Plan(response, rules, until), name)
@@ -149,7 +163,7 @@ def _judge(run: Run, found: "Evaluation | None", champion: _Champion) -> Verdict
         settings.gate_tolerance * max(found.profit_without, 0.0) if found else 0.0,
         only_exploration=greedy == 0,
         override=settings.override_gate,
-        without_champion=champion.why_not,
+        incomparable=champion.why_not,
     )
 
 
@@ -158,11 +172,29 @@ def _record(run: Run, found: "Evaluation | None") -> None:
 
     with transaction(run.url) as connection:
         connection.execute(sql.SQL(FORGET).format(**_quoted(run.names)))
-        for policy, estimates in (found.estimates if found else {}).items():
+        if found is None:
+            return
+        propensities = _propensities(run)
+        for policy, estimates in (found.estimates | _differences(found)).items():
             for estimator, one in estimates.items():
-                values = {name: finite_or_none(getattr(one, name)) for name in RECORDED}
-                named = {**run.names, "policy": policy, "estimator": estimator, **values}
-                connection.execute(sql.SQL(RECORD).format(**_quoted(named)))
+                named = {"policy": policy, "estimator": estimator, "propensities": propensities}
+                values = {**run.names, **named, **_one(one)}
+                connection.execute(sql.SQL(RECORD).format(**_quoted(values)))
+
+
+def _differences(found: "Evaluation") -> dict[str, dict[str, Estimate]]:
+    """What the gate goes by, as of one policy."""
+    compared = {
+        "challenger - none": found.versus_none,
+        "challenger_as_is - champion": found.versus_champion,
+    }
+    return {name: {DOUBLY_ROBUST: one} for name, one in compared.items() if one is not None}
+
+
+def _propensities(run: Run) -> str:
+    """Where the weights of the log's decisions come from."""
+    logged_share = float(run.artifacts.read_json(OVERLAP)["logged_share"])
+    return {0.0: "estimated", 1.0: "logged"}.get(logged_share, "partly")
 
 
 def _quoted(names: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from winback.operators.panel import PanelRows, learned_from, read_panel
 from winback.operators.run import Run
 from winback.operators.snapshots import (
     PROFIT_FEATURES,
+    Catalogue,
     features,
     p_purchase,
     read_catalogue,
@@ -78,7 +79,7 @@ def fit(run: Run) -> dict[str, Any]:
 
     catalogue, settings = read_catalogue(run), run.settings
     read = read_panel(run, catalogue, ("avg_order_value", "monetary_value"))
-    panel, overlap = _fill_propensities(read, len(catalogue.coupon_ids), settings.seed)
+    panel, overlap = _fill_propensities(read, catalogue, settings.seed)
     face_values = np.array(catalogue.face_values)
     chosen: Any = {"classes": settings.response_classes, "seed": settings.seed}
     fitted = fit_response(panel, face_values, **chosen)
@@ -104,10 +105,12 @@ def fit(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _fill_propensities(read: PanelRows, coupons: int, seed: int) -> tuple[Panel, dict[str, Any]]:
+def _fill_propensities(
+    read: PanelRows, catalogue: Catalogue, seed: int
+) -> tuple[Panel, dict[str, Any]]:
     """The panel with propensities estimated where the log has none, and what overlap it has.
 
-    ``readable`` in the report says of each coupon whether the log can tell what it does.
+    ``is_readable`` in the report says of each coupon whether the log can tell what it does.
     """
     from winback.models.propensity import (
         estimate_propensities,
@@ -118,24 +121,32 @@ def _fill_propensities(read: PanelRows, coupons: int, seed: int) -> tuple[Panel,
 
     panel, closed = read.panel, read.panel.closed
     coupon, logged = panel.coupon[closed], panel.propensity[closed]
+    coupons, names = len(catalogue.coupon_ids), [f"“{label}”" for label in catalogue.labels]
     logged_share = float(np.isfinite(logged).mean())
     if not (coupon > 0).any() or panel.customers < 2:
-        nothing = {"verdict": "No offers in the log yet.", "readable": [True] * coupons}
-        return panel, {"logged_share": logged_share, **nothing}
+        nothing = _rows(catalogue, [{"is_readable": True}] * coupons)
+        verdict = "No offers in the log yet."
+        return panel, {"logged_share": logged_share, "verdict": verdict, "coupons": nothing}
     propensity = panel.propensity.copy()
     if logged_share < 1:
         looks = _looks(read)[closed]
         chances = estimate_propensities(looks, coupon, panel.customer[closed], coupons, seed=seed)
         propensity[closed] = fill_logged(logged, chances, coupon)
-        found = overlap(chances, coupon)
+        found = overlap(chances, coupon, names)
     else:
-        found = overlap_of_logged(logged, coupon, coupons)
+        found = overlap_of_logged(logged, coupon, coupons, names)
     report = {
         "logged_share": logged_share,
         "verdict": found.verdict,
-        "readable": [bool(one.is_readable) for one in found.coupons],
+        "coupons": _rows(catalogue, [one.to_dict() for one in found.coupons]),
     }
     return replace(panel, propensity=propensity), report
+
+
+def _rows(catalogue: Catalogue, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One per coupon, called by what people call it."""
+    named = zip(catalogue.coupon_ids, catalogue.labels, found, strict=True)
+    return [{**one, "coupon_id": coupon_id, "label": label} for coupon_id, label, one in named]
 
 
 def _write_halves(run: Run, halves: "Halves | None") -> None:
@@ -202,7 +213,8 @@ def readable_coupons(run: Run) -> Any:
     Raises:
         NotFittedError: the response model has not been fitted in this run.
     """
-    return np.array(run.artifacts.read_json(OVERLAP)["readable"], dtype=np.bool_)
+    rows = run.artifacts.read_json(OVERLAP)["coupons"]
+    return np.array([row["is_readable"] for row in rows], dtype=np.bool_)
 
 
 def _looks(read: PanelRows) -> Any:

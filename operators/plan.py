@@ -64,7 +64,7 @@ def plan(run: Run) -> dict[str, Any]:
     """Find the price of coupon money, plan at it, and value what follows.
 
     Where the log does not show that coupons make those buy who would get them, none is planned:
-    exploration goes on, and its log will show it.
+    exploration goes on, and its log will show it. How often coupons were offered stays on record.
 
     Returns:
         Counts, the price, the lift and the residual of the plan, for the run's metrics.
@@ -92,7 +92,8 @@ def plan(run: Run) -> dict[str, Any]:
         allowed = replace(model, allowed=model.allowed & offered)
         return allowed, _price(run, allowed, today, gamma)
 
-    offered = _offered(run, catalogue)
+    readable = _readable(run, catalogue)
+    offered = readable
     model, price = at_price(offered)
     rules = rules_of(settings, catalogue, {"offered": offered, "long_run_price": price})
     lift, is_proven = _lift(run, panel, rules)
@@ -111,7 +112,7 @@ def plan(run: Run) -> dict[str, Any]:
         seed=settings.seed,
     )
     valued = _value(response, model, result, panel, belief, contact, gamma)
-    run.artifacts.write_arrays(PLAN_TABLES, _tables(model, result, panel, offered, gamma))
+    run.artifacts.write_arrays(PLAN_TABLES, _tables(model, result, panel, readable, gamma))
     checked = _cost_of_the_chosen(run, panel, model, valued, price)
     shown = {
         "value": finite_or_none(lift.value),
@@ -146,12 +147,12 @@ def rules_of(settings: Settings, catalogue: Catalogue, plan: Mapping[str, Any]) 
     )
 
 
-def _offered(run: Run, catalogue: Catalogue) -> Any:
+def _readable(run: Run, catalogue: Catalogue) -> Any:
     """(A,) coupons that may be given and that the log can tell about; `none` is first."""
-    offered = readable_coupons(run)
-    offered &= np.isin(np.arange(len(offered)), catalogue.positions(run.settings.allowed_coupons))
-    offered[0] = True
-    return offered
+    readable = readable_coupons(run)
+    readable &= np.isin(np.arange(len(readable)), catalogue.positions(run.settings.allowed_coupons))
+    readable[0] = True
+    return readable
 
 
 def _lift(run: Run, panel: "Panel", rules: "Rules") -> tuple["Lift", bool]:
@@ -236,15 +237,18 @@ def _cost_of_the_chosen(
 
 
 def _tables(
-    model: "CustomerModel", result: "PlanResult", panel: "Panel", offered: Any, gamma: float
+    model: "CustomerModel", result: "PlanResult", panel: "Panel", readable: Any, gamma: float
 ) -> dict[str, Any]:
-    """What the plan says of every class and situation: γ E[V(s')], and decisions like it."""
+    """What the plan says of every class and situation: γ E[V(s')], and decisions like it.
+
+    Decisions with coupons that the log cannot tell about are not counted.
+    """
     from winback.models.mdp import support
     from winback.models.situations import SITUATIONS
 
-    coupons = len(offered)
+    coupons = len(readable)
     following = model.future(result.value, gamma).reshape(-1, SITUATIONS, coupons)
-    counts = support(panel, coupons) * offered
+    counts = support(panel, coupons) * readable
     return {"future": following, "support": counts.astype(np.float64)}
 
 
@@ -263,7 +267,10 @@ def _q_table(
     read: PanelRows,
     made: Mapping[str, Any],
 ) -> "pa.Table":
-    """One row per state and coupon: the mean over the customers that were ever in the state."""
+    """One row per state and coupon: the mean over the customers that were ever in the state.
+
+    ``is_supported`` says what may be chosen, as readers of Redis do: without proof `none` alone.
+    """
     import pyarrow as pa
 
     states, coupons = len(encoded.keys), len(catalogue.coupon_ids)

@@ -1,11 +1,13 @@
 """Reading what a run left, in the warehouse and as artifacts, into a RunReport."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
 from winback.models.errors import NotFittedError
+from winback.models.settings import LimitSetting
 from winback.models.states import COARSE, ROOT, StateSpace, parse_key
 from winback.operators.artifacts import PROFIT_REPORT, SURVIVAL
 from winback.operators.run import Run
@@ -24,7 +26,7 @@ WITHOUT_COUPON = {
     "recent_contact": "got a coupon only a few days ago",
     "holdout": "are in the comparison group, which never gets coupons and so shows what they bring",
     "low_support": "are customers for whom past offers do not show what a coupon does",
-    "no_uplift": "are not expected to bring in more with a coupon than it costs",
+    "no_uplift": "are not known to bring in more with a coupon than it costs",
     "budget": "would be worth a coupon, but the budget, or a limit, brings more with others",
     "drawn": "were drawn by chance to get none, to learn what happens without a coupon",
 }
@@ -192,6 +194,7 @@ def _collect(run: Run, source: _Source, record: Row, totals: Totals) -> RunRepor
         budget=record["budget"],
         budget_source=allocation.get("budget_source", ""),
         is_cold_start=allocation.get("is_cold_start", False),
+        is_proven=allocation.get("is_proven", True),
         totals=totals,
         coupons=_coupon_lines(read_catalogue(run), source.rows(COUPONS)),
         without_coupon=_without_coupon(source.rows(WITHOUT)),
@@ -204,6 +207,8 @@ def _collect(run: Run, source: _Source, record: Row, totals: Totals) -> RunRepor
         gate_in_words=gate[1],
         profit=run.artifacts.read_json(PROFIT_REPORT),
         plan=source.rows(PLAN)[0],
+        limits=_limits(settings.limits, allocation),
+        overlap=(record["metrics"].get("response") or {}).get("overlap") or {},
         performance=source.rows_of_report("incremental_profit", PERFORMANCE),
         to_date=next(iter(source.rows_of_report("incremental_profit_to_date", TO_DATE)), None),
         drift=record["metrics"].get("drift") or {},
@@ -231,6 +236,15 @@ def _coupon_lines(catalogue: Catalogue, rows: list[Row]) -> list[CouponLine]:
     return [
         CouponLine(label=label, position=position, **figures.get(key, {"coupon_id": key}))
         for position, (key, label) in enumerate(labels.items(), start=1)
+    ]
+
+
+def _limits(limits: Sequence[LimitSetting], allocation: Row) -> list[Row]:
+    """The limits set, with what the allocation made of them."""
+    prices, used = (allocation.get(name) or {} for name in ("limit_prices", "limits_used"))
+    return [
+        {**limit.model_dump(), "price": prices.get(limit.name), "used": used.get(limit.name)}
+        for limit in limits
     ]
 
 

@@ -78,11 +78,16 @@ class RunReport:
     Attributes:
         is_published: else the results lie in the work schema (a dry run, or held back).
         budget: None where the run recorded none.
+        is_proven: the log shows that coupons make customers buy.
         without_coupon: (reason in words, customers), largest first.
         thin: coupons given on fewer than ``min_visits`` past offers in the very same situation.
         profit: the artifact of ``compare_with_baselines``, with the training's history.
         performance: rows of ``incremental_profit``, newest finished window first.
         to_date: the row of ``incremental_profit_to_date``; None before a window is over.
+        limits: the settings' limits beside the budget: ``name``, ``unit``, ``floor``, ``ceiling``,
+            what the coupons ``used`` of it and its ``price`` (as ``dual_price``, below 0 where the
+            floor binds); None where not recorded.
+        overlap: what past offers can tell of each coupon, from ``fit_response``; empty likewise.
         drift: what the task ``check_drift`` returned; empty where it has not run.
         evaluation: likewise of ``evaluate_policy``.
         first_comparison: first decision date with a finished window; None before any publishing.
@@ -100,6 +105,7 @@ class RunReport:
     budget: float | None
     budget_source: str
     is_cold_start: bool
+    is_proven: bool
     totals: Totals
     coupons: list[CouponLine]
     without_coupon: list[tuple[str, int]]
@@ -112,6 +118,8 @@ class RunReport:
     gate_in_words: str
     profit: Row
     plan: Row
+    limits: list[Row]
+    overlap: Row
     performance: list[Row]
     to_date: Row | None
     drift: Row
@@ -147,6 +155,12 @@ class RunReport:
     @property
     def advice(self) -> str:
         """What to make of a list on which no coupon is expected to pay off; else empty."""
+        if not (self.is_proven or self.is_cold_start):
+            return (
+                "Past offers do not show yet that coupons make customers buy, so none is chosen: "
+                "they are drawn by chance, so that this can be learned, and the rest of the budget "
+                "is kept."
+            )
         if not self.only_explores:
             return ""
         return (
@@ -162,6 +176,11 @@ class RunReport:
         if self.is_cold_start:
             return (
                 "What coupons bring cannot be read from the past offers, so these are drawn by "
+                "chance, to learn it; no gain is claimed."
+            )
+        if not self.is_proven:
+            return (
+                "The past offers do not show that coupons make people buy, so these are drawn by "
                 "chance, to learn it; no gain is claimed."
             )
         return (
@@ -227,6 +246,17 @@ class RunReport:
         return [{"name": words, **found[key]} for key, words in POLICIES.items() if key in found]
 
     @property
+    def overlap_rows(self) -> list[Row]:
+        """Each coupon's overlap; none before the first offer."""
+        return [row for row in self.overlap.get("coupons", []) if "decisions" in row]
+
+    @property
+    def overlap_warning(self) -> str:
+        """What the log cannot tell of coupons; empty where it can tell of all."""
+        is_readable = all(row["is_readable"] for row in self.overlap_rows)
+        return "" if is_readable else str(self.overlap["verdict"])
+
+    @property
     def survival_in_words(self) -> str:
         """BG/NBD in one line: its parameters, and whether P(alive) is of any use here."""
         fit = self.survival
@@ -250,7 +280,7 @@ class RunReport:
         return (
             f"Learned from {plan['decisions']:,} past decisions ({plan['offers']:,} with a coupon) "
             f"in {plan['states']:,} kinds of situations; in "
-            f"{plan['states_with_a_supported_coupon']:,} of them a coupon can be judged, in "
+            f"{plan['states_with_a_supported_coupon']:,} of them a coupon may be given, in "
             f"{plan['states_where_a_coupon_wins']:,} one is expected to pay off in the long run."
         )
 

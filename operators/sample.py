@@ -74,15 +74,6 @@ class LoadedSample:
     rows: dict[str, int]
 
 
-def create_source_tables(url: str, schema: str = "raw") -> None:
-    """Create the source tables of the contract where they are missing, without keys.
-
-    Users' own tables and views seldom enforce keys, so the checks must not rely on them.
-    """
-    with transaction(url) as connection:
-        _create_source_tables(connection, schema)
-
-
 def load_sample(url: str, schema: str = "raw") -> LoadedSample:
     """Fill the source tables with The Complete Journey, unless they hold it already.
 
@@ -92,7 +83,7 @@ def load_sample(url: str, schema: str = "raw") -> LoadedSample:
     """
     label = sample_journey.label()
     with transaction(url) as connection:
-        _create_source_tables(connection, schema)
+        create_source_tables(connection, schema)
         _refuse_others_rows(connection, schema)
         rows = _rows_with_label(connection, schema, label)
     if rows is None:
@@ -125,7 +116,7 @@ def load_frames(
         DataError: a table holds rows that no sample loader wrote.
     """
     with transaction(url) as connection:
-        _create_source_tables(connection, schema)
+        create_source_tables(connection, schema)
         _refuse_others_rows(connection, schema)
         tables = sql.SQL(", ").join(sql.Identifier(schema, table) for table in SOURCE_TABLES)
         connection.execute(sql.SQL("truncate {}").format(tables))
@@ -138,7 +129,11 @@ def load_frames(
     return rows
 
 
-def _create_source_tables(connection: Connection, schema: str) -> None:
+def create_source_tables(connection: Connection, schema: str) -> None:
+    """Create the source tables of the contract where they are missing, without keys.
+
+    Users' own tables and views seldom enforce keys, so the checks must not rely on them.
+    """
     create_schema = sql.SQL("create schema if not exists {}")
     connection.execute(create_schema.format(sql.Identifier(schema)))
     for table, columns in SOURCE_TABLES.items():

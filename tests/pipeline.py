@@ -87,7 +87,7 @@ class DailyRun:
             operator.dbt_cmd_flags = ["--exclude-resource-type", "unit_test"]
         if task_id == "publish":
             names = {"survival": "fit_survival", "profit": "train_profit", "plan": "plan"}
-            names["allocation"] = "allocate_coupons"
+            names |= {"response": "fit_response", "allocation": "allocate_coupons"}
             names["drift"] = "check_drift"
             names["evaluation"] = "evaluate_policy"
             operator.metrics = {key: self.results.get(task, {}) for key, task in names.items()}

@@ -1,6 +1,7 @@
 """A small benchmark through the source tables, dbt and the steps of the daily run."""
 
 import csv
+import json
 import os
 from datetime import date, timedelta
 from types import SimpleNamespace
@@ -29,7 +30,13 @@ from winback.operators.benchmark_steps import (
 )
 from winback.operators.benchmark_table import VALUES, prepare, read_rows
 from winback.operators.benchmark_value import weeks_of
-from winback.operators.benchmark_worlds import FAMILIES, BenchmarkWorld, choose_worlds
+from winback.operators.benchmark_worlds import (
+    FAMILIES,
+    LATER_DIALS,
+    BenchmarkWorld,
+    choose_worlds,
+    read_dials,
+)
 from winback.operators.evaluate_policy import GRID_START
 from winback.operators.panel import read_panel
 from winback.operators.snapshots import read_catalogue
@@ -207,6 +214,56 @@ def test_the_first_worlds_go_through_the_families():
     assert [world.family for world in worlds[:-1]] == list(FAMILIES)
     assert worlds[-1].name == "plain 1"
     assert len({world.world_id for world in worlds}) == len(worlds)
+    assert list(FAMILIES)[:4] == ["plain", "confounded", "propensities missing", "null"]
+
+
+@pytest.mark.parametrize(
+    ("family", "seed", "dials", "world_id"),
+    [
+        ("plain", 3, {}, "2ff7b4b0e809"),
+        ("propensities missing", 3, {}, "03db29e720fe"),
+        ("sparse", 3, {}, "4c0a7d69bf02"),
+        ("plain", 3, {"confounding": 1}, "13ed0f1d0b23"),
+        ("plain", 3, {"confounding": 1, "thrift": 0}, "13ed0f1d0b23"),
+    ],
+)
+def test_worlds_that_were_measured_keep_their_ids(family, seed, dials, world_id):
+    """Oracle: the ids of version 0.1's table, from before there were dials to turn later."""
+    assert BenchmarkWorld(family, seed, 20_000, 40, read_dials(dials)).world_id == world_id
+
+
+@pytest.mark.parametrize("dial", LATER_DIALS)
+def test_a_dial_that_is_turned_makes_another_world(dial):
+    plain, other = (BenchmarkWorld("plain", 0, 10, 5, read_dials({dial: x})) for x in (0, "0.1"))
+    assert plain.world_id != other.world_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_leaves_something_to_gain_but_the_null_worlds(family):
+    """And a budget to waste; in a short log as in a long one."""
+    known = BenchmarkWorld(family, 0, 200, 6).make()
+    assert (known.truth.oracle_uplift > 0) == (family != "null")
+    assert known.truth.budget > 0
+
+
+@pytest.mark.parametrize("weeks", [2, 3, 6, 40])
+def test_the_last_quarter_of_a_drifting_log_is_another_world(weeks):
+    """Oracle: the calendar; and the week to decide is that of the other world, too."""
+    known = BenchmarkWorld("drift", 0, 20, weeks).make()
+    week = known.world.config.drift_week
+    assert weeks / 2 <= week < weeks
+    assert weeks - week == -(-weeks // 4)
+    assert not np.array_equal(known.today.purchase, known.world.purchase)
+
+
+def test_dials_are_read_from_text_and_turn_over_the_familys():
+    text = {"drift_week": "3", "propensities_logged": "false", "effect": "2", "overlap": ".1"}
+    (world,) = choose_worlds(1, 10, 20, ["drift"], text)
+    config = world.config
+    assert (config.drift_week, config.propensities_logged) == (3, False)
+    assert (config.effect, config.overlap) == (2.0, 0.1)
+    again = BenchmarkWorld(**json.loads(json.dumps(world.to_dict())))
+    assert (again, again.world_id) == (world, world.world_id)
 
 
 def test_the_dags_steps_find_what_is_there(rows, worlds, warehouse_url, tmp_path):
@@ -230,7 +287,7 @@ def test_the_dags_steps_find_what_is_there(rows, worlds, warehouse_url, tmp_path
 def test_the_dag_lists_the_worlds_of_its_params():
     from winback.dags.winback_benchmark import dag
 
-    params = {**dag.params.dump(), "worlds": 2, "confounding": 1.0, "families": ["sparse"]}
+    params = {**dag.params.dump(), "worlds": 2, "families": ["sparse"], "dials": {"confounding": 1}}
     listed = ListWorldsOperator(task_id="x").execute({"params": params})
     worlds = [BenchmarkWorld(**world) for world in listed]
     assert [world.name for world in worlds] == ["sparse 0", "sparse 1"]

@@ -283,8 +283,8 @@ CONTRACT_CASES = [
 
 @pytest.mark.parametrize(("mutation", "words"), CONTRACT_CASES)
 def test_source_tables_that_break_the_contract(warehouse_url, clean, mutation, words):
-    create_source_tables(warehouse_url, "bad")
     with psycopg.connect(warehouse_url) as connection:
+        create_source_tables(connection, "bad")
         connection.execute(mutation)
     results = run_checks(warehouse_url, "sources", replace(clean, source_schema="bad"))
     with psycopg.connect(warehouse_url) as connection:

@@ -75,6 +75,23 @@ def test_an_impossible_setting_ends_with_2_and_a_list(options, words, capsys):
     assert "Traceback" not in message
 
 
+@pytest.mark.parametrize(
+    ("dials", "words"),
+    [
+        (["efect=1"], "expected some of effect, sleeping_dogs, "),
+        (["seed=1"], "came ['seed']"),
+        (["gamma=.9", "overlap=0.6"], "expected overlap between 0 and 0.5, came 0.6"),
+        (["delay_days=1.5"], "dial delay_days: Input should be a valid integer"),
+        (["confounding"], "dial confounding: Input should be a valid number"),
+        (["effect=nan"], "expected effect of 0 or more, came nan"),
+    ],
+)
+def test_an_impossible_dial_of_a_world_ends_with_2(dials, words, nowhere, tmp_path, capsys):
+    assert main(["benchmark", "-o", str(tmp_path / "out"), "--dial", *dials, *nowhere]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", [["run"], ["rollback"], ["export", "--as-of", "2024-07-29"]])
 def test_without_connections_it_says_how_to_name_them(command, nowhere, tmp_path, capsys):
     output = ["-o", str(tmp_path / "x.csv")] if "export" in command else []

@@ -21,6 +21,7 @@ from winback.models.errors import (
     StoreUnavailableError,
 )
 from winback.models.settings import DEPLOYMENT_SETTINGS, Settings, load_settings
+from winback.operators.benchmark_steps import ListWorldsOperator
 from winback.operators.console import STEPS
 
 DAGS = Path(__file__).resolve().parent.parent / "dags"
@@ -52,11 +53,21 @@ IMPORT += "; print(*sys.modules)"
 
 
 @pytest.fixture(scope="module")
-def dag():
+def dags():
     bag = DagBag(DAGS)
     assert bag.import_errors == {}
     assert sorted(bag.dags) == ["winback_benchmark", "winback_daily"]
-    return bag.dags["winback_daily"]
+    return bag.dags
+
+
+@pytest.fixture(scope="module")
+def dag(dags):
+    return dags["winback_daily"]
+
+
+@pytest.fixture(scope="module")
+def benchmark_dag(dags):
+    return dags["winback_benchmark"]
 
 
 def test_the_steps_form_one_chain(dag):
@@ -146,6 +157,30 @@ def test_the_form_takes_what_the_settings_take(dag, name, good, bad):
             dag.params.get_param(name).resolve(value)
         with pytest.raises(SettingsError):
             load_settings({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("dials", [{}, {"confounding": 2, "propensities_logged": False}], [None, ["effect=2"]]),
+        ("families", [[], ["drift"]], ["drift"]),
+        ("weeks", [2, 40], [1, "many"]),
+    ],
+)
+def test_the_benchmarks_form_takes_what_a_world_takes(benchmark_dag, name, good, bad):
+    for value in good:
+        assert benchmark_dag.params.get_param(name).resolve(value) == value
+        given = {**benchmark_dag.params.dump(), name: value}
+        assert ListWorldsOperator(task_id="x").execute({"params": given})
+    for value in bad:
+        with pytest.raises(ParamValidationError):
+            benchmark_dag.params.get_param(name).resolve(value)
+
+
+def test_the_benchmark_refuses_dials_that_no_world_has(benchmark_dag):
+    given = {**benchmark_dag.params.dump(), "dials": {"efect": 2}}
+    with pytest.raises(SettingsError, match=r"expected some of effect, .*; came \['efect'\]"):
+        ListWorldsOperator(task_id="x").execute({"params": given})
 
 
 def test_it_survives_the_way_to_the_scheduler(dag):

@@ -23,12 +23,13 @@ COLUMNS = {
         long_run_uplift p_alive p_purchase state reason suppression_reason valid_from valid_to
         model_version config_hash code_version created_at
         next_best_coupon_id next_best_long_run_uplift next_best_expected_cost situation net_value
+        next_best_behind next_best_limits
     """,
     "customer_scores": "as_of run_id customer_id p_alive p_purchase expected_purchases",
     "runs": "run_id as_of status budget expected_spend dual_price duality_gap metrics started_at "
     "finished_at",
     "policy_evaluations": "as_of run_id policy estimator value lower upper effective_sample_size "
-    "max_weight",
+    "max_weight alarm propensities",
     "data_checks": "as_of run_id suite expectation table_name column severity success "
     "unexpected_count unexpected_percent description",
     "decisions": "decision_id as_of run_id customer_id coupon_id propensity treatment_group "
@@ -169,7 +170,9 @@ def test_the_run_is_recorded_with_the_figures_of_its_steps(finished):
     assert metrics["survival"]["customers"] == 300
     lift = metrics["plan"]["lift"]
     assert lift["decisions"] > 0
-    assert metrics["allocation"]["is_cold_start"] == (not lift["is_proven"])  # else explore only
+    allocation = metrics["allocation"]
+    assert allocation["is_proven"] == lift["is_proven"]
+    assert not allocation["is_cold_start"], "the sample has offers enough to judge coupons by"
 
 
 def test_every_decision_is_kept(finished):

@@ -83,7 +83,8 @@ def test_only_orders_must_have_rows(warehouse_url: str) -> None:
 
 
 def test_without_orders_the_marts_are_empty(warehouse_url: str) -> None:
-    create_source_tables(warehouse_url, "nothing_raw")
+    with psycopg.connect(warehouse_url) as connection:
+        create_source_tables(connection, "nothing_raw")
     assert build(warehouse_url, "nothing", AS_OF, "--select", "tag:features", "tag:reports").success
     assert rows(warehouse_url, "select * from nothing.customer_snapshots").empty
 

@@ -17,6 +17,7 @@ from winback.models.decision import (
 from winback.models.decision_inputs import Customers, Experiment, Outlook
 from winback.models.errors import DataError, SettingsError
 from winback.models.experiment import assign_holdout
+from winback.models.limits import Limit
 from winback.models.reasons import describe_run
 
 MONDAY = date(2024, 1, 1)
@@ -155,6 +156,93 @@ def test_exploration_keeps_to_its_share_of_the_budget():
     d = decide(customers, outlook, EXPERIMENT, 100.0, MONDAY)
     assert 0 < d.exploration.expected_cost <= 20
     assert 0 < d.exploration.scale < 1
+
+
+def unproven(n=1000, supported=0.5):
+    customers, outlook = world(n, supported=supported)
+    return customers, dataclasses.replace(outlook, is_proven=False)
+
+
+@pytest.mark.parametrize("budget", [0.0, 20.0, 100.0, 1e5])
+def test_without_proof_only_chance_gives_coupons(budget):
+    """Oracles: the rule for each customer; the draws of the same run with proof."""
+    customers, outlook = unproven()
+    d = decide(customers, outlook, EXPERIMENT, budget, MONDAY)
+    proven = dataclasses.replace(outlook, is_proven=True)
+    other = decide(customers, proven, EXPERIMENT, budget, MONDAY)
+    assert (other.coupon[~other.is_exploration] > 0).any() == (budget > 0)
+    assert not d.coupon[~d.is_exploration].any()
+    assert (d.is_exploration == other.is_exploration).all()
+    assert (d.coupon[d.is_exploration] == other.coupon[d.is_exploration]).all()
+    assert not d.is_cold_start
+    assert d.allocation.expected_spend == pytest.approx(d.exploration.expected_cost)
+    assert d.exploration.expected_cost <= 0.2 * budget
+    free = customers.can_contact & customers.has_purchased & ~customers.recent_contact
+    idle = free & (d.treatment_group == "treatment") & ~d.is_exploration
+    supported = outlook.is_supported[:, 1:].any(axis=1)
+    reason = np.where(supported, "no_uplift", "low_support")
+    assert (d.suppression_reason[idle] == reason[idle]).all()
+    assert {"no_uplift", "low_support"} <= set(d.suppression_reason[idle])
+    # by hand: one coupon of three by chance, none otherwise
+    rate, drawn = d.exploration.rate, d.is_exploration & (d.coupon > 0)
+    assert d.propensity[drawn] == pytest.approx(rate[drawn] / 3)
+    assert d.propensity[idle] == pytest.approx(1 - rate[idle] * 2 / 3)
+    assert (d.is_proven, summarise(d, COUPONS).is_proven) == (False, False)
+    assert summarise(d, COUPONS).chosen == 0
+
+
+def test_a_cold_start_without_proof_explores_with_the_whole_budget():
+    """No coupon has support anywhere: the same decisions as ever."""
+    customers, outlook = unproven(supported=0.0)
+    d = decide(customers, outlook, EXPERIMENT, 100.0, MONDAY)
+    assert d.is_cold_start
+    assert 20 < d.allocation.expected_spend <= 100
+    proven = dataclasses.replace(outlook, is_proven=True)
+    assert (d.coupon == decide(customers, proven, EXPERIMENT, 100.0, MONDAY).coupon).all()
+    assert "No coupon can be judged" in describe_run(summarise(d, COUPONS))
+
+
+def test_without_proof_a_floor_is_kept_by_the_cheapest_coupons():
+    """By hand: two of four customers, whatever the forecasts promise; the rest get none."""
+    outlook = by_hand([[0, 9.0, 9.0]] * 4, [[0, 4, 6], [0, 1, 2], [0, 3, 5], [0, 2, 1.5]])
+    outlook = dataclasses.replace(outlook, is_proven=False)
+    floor = Limit("order", np.ones(4, bool), np.ones(3, bool), "contacts", floor=2.0)
+    d = decide(everybody(4), outlook, NO_EXPERIMENT, 50.0, MONDAY, [floor])
+    assert d.coupon.tolist() == [0, 1, 0, 2]
+    assert d.suppression_reason.tolist() == ["no_uplift", None, "no_uplift", None]
+    assert d.allocation.expected_spend == 2.5
+
+
+def test_without_proof_limits_hold_and_floors_give_no_more_than_they_ask_for():
+    """Oracle: the limits' own sums; who is in no floor gets a coupon by chance alone."""
+    customers, outlook = unproven(supported=0.9)
+    odd, every = np.arange(1000) % 2 == 1, np.ones(3, bool)
+    limits = [
+        Limit("odd", odd, every, "spend", floor=30.0),
+        Limit("large", np.ones(1000, bool), np.arange(3) == 2, "contacts", ceiling=20),
+    ]
+    d = decide(customers, outlook, EXPERIMENT, 200.0, MONDAY, limits)
+    chosen = (d.coupon > 0) & ~d.is_exploration
+    assert chosen.any()
+    assert odd[chosen].all()
+    assert outlook.is_supported[chosen, d.coupon[chosen]].all()
+    spent = d.expected_cost[odd].sum()
+    assert 30 <= spent <= 30 + d.expected_cost[chosen].max()
+    assert (d.coupon == 2).sum() <= 20
+    assert describe_run(summarise(d, COUPONS), "EUR").startswith(
+        "Past offers do not show yet that coupons make customers buy, so only "
+        f"{((d.coupon > 0) & d.is_exploration).sum()} of 1,000 customers get one drawn by chance, "
+        f"to learn, and {chosen.sum()} because a limit has a floor; expected cost "
+    )
+
+
+def test_words_of_a_run_without_proof():
+    customers, outlook = unproven()
+    d = decide(customers, outlook, EXPERIMENT, 100.0, MONDAY)
+    sentence = describe_run(summarise(d, COUPONS), "EUR")
+    assert f"so only {(d.coupon > 0).sum()} of 1,000 customers get one drawn by chance" in sentence
+    assert "to learn; expected cost" in sentence
+    assert sentence.endswith("of 100.00 EUR, the rest is kept.")
 
 
 def test_a_catalogue_of_none_only():

@@ -1,6 +1,7 @@
 """The gate in the daily run, on real servers: who is compared, what is recorded, what stays."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from html import unescape
@@ -11,9 +12,9 @@ from pipeline import Shop, checked_template, copy_of
 from rich.console import Console
 
 from winback.models.errors import HeldError
-from winback.models.off_policy import ESTIMATORS
+from winback.models.off_policy import DOUBLY_ROBUST, ESTIMATORS
 from winback.models.settings import load_settings
-from winback.operators.artifacts import GATE, PLAN, REPORT, RESPONSE_MODEL, Artifacts
+from winback.operators.artifacts import GATE, OVERLAP, PLAN, REPORT, RESPONSE_MODEL, Artifacts
 from winback.operators.console import show_failure, show_summary
 from winback.operators.read_report import read_report
 from winback.operators.run import Run
@@ -72,14 +73,47 @@ def test_the_values_of_all_policies_are_recorded(shop):
     rows = shop.query(EVALUATED, "first")
     policies = {(row[2], row[3]) for row in rows}
     expected = {(p, e) for p in ("none", "challenger", "challenger_as_is") for e in ESTIMATORS}
-    assert policies == expected | {("logged", "mean")}, "no champion before the first publishing"
-    for _, _, policy, _, value, lower, upper, size, largest in rows:
+    expected |= {("logged", "mean"), ("challenger - none", DOUBLY_ROBUST)}
+    assert policies == expected, "no champion before the first publishing"
+    for _, _, policy, _, value, lower, upper, size, largest, _, propensities in rows:
+        assert propensities == "partly", "the sample logs none without consent"
+        if policy == "challenger - none" and not size:
+            continue  # equal policies: no decision tells them apart
         assert lower <= value <= upper, policy
         assert size > 0
         assert largest > 0
     verdict = artifacts(shop, "first").read_json(GATE)
     assert verdict["passed"]
     assert "No policy is published yet" in verdict["reason"]
+
+
+@pytest.mark.parametrize("periods", [1, 12])
+def test_the_differences_that_the_gate_used_are_recorded(shop, periods):
+    """Oracle: the figures of the verdict itself, alarm included; every other alarm likewise."""
+    believe(shop, "second", RASH)
+    found = shop.daily_run("second", evaluation_periods=periods).execute("evaluate_policy")
+    rows = {(row[2], row[3]): row[4:10] for row in shop.query(EVALUATED, "second")}
+    names = ("value", "lower", "upper", "effective_sample_size", "max_weight", "alarm")
+    for policy, prefix in (
+        ("challenger - none", "versus_none"),
+        ("challenger_as_is - champion", "versus_champion"),
+    ):
+        used = tuple(found["figures"][f"{prefix}_{name}"] for name in names)
+        assert rows[policy, DOUBLY_ROBUST] == used
+    for policy, figures in found["policies"].items():
+        estimator = "mean" if policy == "logged" else DOUBLY_ROBUST
+        assert rows[policy, estimator] == tuple(figures[name] for name in names)
+    alarms = [policy for (policy, _), row in rows.items() if row[-1]]
+    assert ("challenger_as_is - champion" in alarms) == (periods == 1), "one week is too little"
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.0, "estimated"), (0.4, "partly"), (1.0, "logged")])
+def test_where_the_propensities_come_from_is_recorded(shop, share, word):
+    place = artifacts(shop, "second")
+    place.write_json(OVERLAP, {**place.read_json(OVERLAP), "logged_share": share})
+    shop.daily_run("second").execute("evaluate_policy")
+    found = "select distinct propensities from winback.policy_evaluations where run_id = 'second'"
+    assert shop.query(found) == [(word,)]
 
 
 def test_another_try_replaces_the_rows_of_the_run_alone(shop):
@@ -90,7 +124,8 @@ def test_another_try_replaces_the_rows_of_the_run_alone(shop):
     run.execute("evaluate_policy")
     assert shop.query(EVALUATED, "second") == second
     assert shop.query(EVALUATED, "first") == first
-    assert {row[2] for row in second} == {row[2] for row in first} | {"champion"}
+    new = {"champion", "challenger_as_is - champion"}
+    assert {row[2] for row in second} == {row[2] for row in first} | new
 
 
 def test_the_same_model_again_may_be_published(shop):
@@ -176,23 +211,86 @@ def test_the_champion_decides_by_its_own_settings(shop):
     assert found["figures"]["versus_champion_disagreement"] > 0
 
 
-@pytest.mark.parametrize("what", ["gone", "another catalogue", "only later runs"])
-def test_without_a_champion_the_reason_says_why(shop, what):
+LOST = {
+    "gone": "(run first of {as_of}) cannot be compared: its model is gone. To compare, bring back",
+    "another catalogue": "it knew coupons worth 6, 11, the catalogue has 5, 10",
+}
+
+
+@pytest.fixture(params=LOST)
+def lost(request, shop) -> Iterator[str]:
+    """The champion cannot be compared; yields the words that say why."""
     place = artifacts(shop, "first")
-    model, words = place.read_arrays(RESPONSE_MODEL), "No policy is published yet"
-    if what == "gone":
+    model = place.read_arrays(RESPONSE_MODEL)
+    if request.param == "gone":
         (place.folder / RESPONSE_MODEL).unlink()
-        words = f"The model of the current policy (run first of {shop.as_of}) is gone"
-    elif what == "another catalogue":
+    else:
         changed = {**model, "face_values": model["face_values"] + np.array([0, 1, 1])}
         place.write_arrays(RESPONSE_MODEL, changed)
-        words = "The catalogue has changed since the current policy (run first"
-    else:
-        shop.query("update winback.runs set as_of = as_of + 1")
-    try:
-        found = shop.daily_run("second").execute("evaluate_policy")
-    finally:
-        place.write_arrays(RESPONSE_MODEL, model)
-    assert words in found["reason"]
-    assert found["passed"]
+    yield LOST[request.param].format(as_of=shop.as_of)
+    place.write_arrays(RESPONSE_MODEL, model)
+
+
+def test_a_champion_that_cannot_be_compared_is_not_replaced_unseen(shop, lost, caplog):
+    """The log is too small to show that the second plan earns more than no coupons."""
+    run, before = shop.daily_run("second"), shop.published()
+    found = run.execute("evaluate_policy")
+    assert not found["figures"]["versus_none_lower"] > 0 or found["figures"]["versus_none_alarm"]
+    assert not found["passed"]
+    assert lost in found["reason"]
+    assert "this one is not. To replace it all the same, publish by override" in found["reason"]
+    assert "Against no coupons at all it brings" in found["reason"]
     assert "champion" not in found["policies"]
+    assert found["champion"] == f"run first of {shop.as_of}"
+    assert found["reason"] in [record.message for record in warnings(caplog)]
+    with pytest.raises(HeldError):
+        run.execute("publish")
+    assert shop.published() == before
+
+
+def test_a_champion_that_cannot_be_compared_gives_way_to_an_override(shop, lost):
+    run = shop.daily_run("second", override_gate=True)
+    found = run.execute("evaluate_policy")
+    assert (found["passed"], found["rule_passed"]) == (True, False)
+    assert lost in found["reason"]
+    assert run.execute("publish")["status"] == "published"
+
+
+def test_a_champion_that_cannot_be_compared_gives_way_to_exploration(shop, lost, caplog):
+    shop.query("update winback_work.recommendations set is_exploration = coupon_id <> 'none'")
+    found = shop.daily_run("second").execute("evaluate_policy")
+    assert found["passed"]
+    assert f"{lost}" in found["reason"]
+    assert "Only exploration is planned" in found["reason"]
+    assert found["reason"] in [record.message for record in warnings(caplog)]
+
+
+def test_without_any_published_run_there_is_no_champion(shop):
+    shop.query("update winback.runs set as_of = as_of + 1")
+    found = shop.daily_run("second").execute("evaluate_policy")
+    assert "No policy is published yet" in found["reason"]
+    assert found["passed"]
+    assert found["champion"] is None
+    assert "champion" not in found["policies"]
+
+
+def warnings(caplog) -> list[logging.LogRecord]:
+    """What the step warned of."""
+    name = "winback.operators.evaluate_policy"
+    records = (record for record in caplog.records if record.name == name)
+    return [record for record in records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e6])
+def test_a_verdict_with_an_alarm_or_held_is_warned_of_and_no_other(shop, tolerance, caplog):
+    """Oracle: the alarms and bounds among the figures themselves."""
+    believe(shop, "second", RASH)
+    found = shop.daily_run("second", gate_tolerance=tolerance).execute("evaluate_policy")
+    figures = found["figures"]
+    doubts = (
+        not found["rule_passed"],
+        figures["versus_champion_alarm"] is not None,
+        figures["versus_none_alarm"] is not None,
+        figures["versus_none_lower"] < 0 <= figures["versus_none_upper"],
+    )
+    assert [record.message for record in warnings(caplog)] == [found["reason"]] * any(doubts)

@@ -16,6 +16,7 @@ WORSE = Estimate(-0.3, -0.5, -0.1, 900.0, 8.0, None, 0.4)
 WORTHLESS = replace(BETTER, alarm="only 12 decisions count")
 SAME = replace(WORTHLESS, disagreement=0.001)
 EXPLORING = {"only_exploration": True}
+GONE = {"incomparable": "Gone."}
 
 SIMILAR = replace(WORTHLESS, disagreement=0.08)
 
@@ -28,7 +29,23 @@ CASES = [  # champion, none, tolerance, further arguments, passed, words of the 
     (BETTER, ALIKE, 0.0, {}, True, "a loss is not ruled out, the holdout will tell"),
     (BETTER, WORSE, 0.9, {}, False, "Against no coupons at all it brings -0.3"),
     (None, BETTER, 0.0, {}, True, "No policy is published yet"),
-    (None, BETTER, 0.0, {"without_champion": "Gone."}, True, "Passed. Gone. Against no coupons"),
+    (None, BETTER, 0.0, GONE, True, "Passed. Gone. A plan that replaces it unseen must be shown"),
+    (None, BETTER, 0.0, GONE, True, "and this one is. Against no coupons at all it brings +0.3"),
+    (None, replace(BETTER, lower=0.0), 0.9, GONE, False, "this one is not. To replace it all the"),
+    (
+        None,
+        ALIKE,
+        0.9,
+        GONE,
+        False,
+        "publish by override_gate. Against no coupons at all",
+    ),
+    (None, WORTHLESS, 0.9, GONE, False, "Held; the current policy stays. Gone. A plan that"),
+    (None, replace(BETTER, lower=np.nan), 0.9, GONE, False, "this one is not"),
+    (None, SAME, 0.9, GONE, False, "this one is not"),
+    (None, None, 0.9, GONE, False, "this one is not"),
+    (None, WORSE, 0.9, {**GONE, **EXPLORING}, True, "Gone. Only exploration is planned"),
+    (None, None, 0.9, {**GONE, **EXPLORING}, True, "Gone. Only exploration is planned"),
     (None, WORSE, 0.0, {}, False, "it loses money"),
     (None, None, 0.0, {}, True, "No log shows yet what coupons do"),
     (None, None, 0.0, EXPLORING, True, "No coupon but those of exploration"),
@@ -51,6 +68,41 @@ def test_rule(champion, none, tolerance, more, passed, words):
     assert (verdict.passed, verdict.rule_passed, verdict.override) == (passed, passed, False)
     assert words in verdict.reason
     assert verdict.reason.startswith("Passed." if passed else "Held; the current policy stays.")
+
+
+SURE = [  # champion, none, further arguments: nothing is missing, worthless or left open
+    (None, BETTER, {}),
+    (None, None, EXPLORING),
+    (SAME, BETTER, {}),
+    (BETTER, SAME, {}),
+    (WORSE, WORSE, {}),
+]
+UNSURE = [
+    (None, None, {}),
+    (None, ALIKE, {}),
+    (None, WORTHLESS, {}),
+    (None, WORTHLESS, EXPLORING),
+    (None, BETTER, GONE),
+    (None, None, {**GONE, **EXPLORING}),
+    (WORTHLESS, BETTER, EXPLORING),
+    (SIMILAR, BETTER, {}),
+    (ALIKE, BETTER, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "is_sure"), [*((case, True) for case in SURE), *((case, False) for case in UNSURE)]
+)
+def test_verdicts_on_alarms_and_missing_comparisons_are_not_sure(case, is_sure):
+    """By hand; whoever reads a verdict that is not sure should be warned."""
+    champion, none, more = case
+    assert judge(champion, none, 0.0, **more).is_sure == is_sure
+
+
+def test_override_publishes_a_policy_that_cannot_be_compared():
+    verdict = judge(None, ALIKE, 0.0, override=True, **GONE)
+    assert (verdict.passed, verdict.rule_passed, verdict.is_sure) == (True, False, False)
+    assert verdict.reason.startswith("Published by override, the rule would have held it. Gone.")
 
 
 def test_override_publishes_and_is_recorded():

@@ -46,8 +46,8 @@ RULES = Rules(
     offered=np.ones(len(FACE_VALUES), bool),
     gamma=0.0,
     price=PRICE,
-    pessimism=1.0,
-    min_visits=30,
+    pessimism=Settings.model_fields["pessimism"].default,
+    min_visits=Settings.model_fields["min_visits"].default,
 )
 
 
@@ -101,6 +101,11 @@ class Case:
     @property
     def tolerances(self):
         return self.true / self.tolerance
+
+    @property
+    def is_better(self):
+        """By 10 points, or by twice the tolerance where the best is to give no coupon at all."""
+        return self.points >= 10 if self.oracle else self.tolerances >= 2
 
 
 def one_log(seed, customers=CUSTOMERS, weeks=WEEKS, **dials):
@@ -291,20 +296,23 @@ class Kind:
 
     seeds: range
     dials: dict
-    held: float = 1.0  # of what is better by 10 points
+    held: float = 1.0  # of what is better
     edge: float = 0.07  # passed, of what is just too bad and raises no alarm
-    covered: tuple[float, float] = (0.0, 1.0)
+    covered: tuple[float, float] = (20 / 24, 1.0)  # fewer come in 1 of 100 if 95 % is true
     estimated: bool = False
 
 
 TARGET = {"customers": 20_000, "weeks": 40}
+TWO_OF_THREE = (2 / 3, 1.0)  # logs: fewer come in 1 of 100 if 95 % is true
 STUDY = {
     "by lot": Kind(range(100), {}, held=0.32, covered=(0.92, 0.98)),
     "confounded": Kind(range(100), {"confounding": CONFOUNDED}, held=0.37, covered=(0.92, 0.98)),
-    "no effect": Kind(range(200, 224), {"effect": 0.0}),
+    "no effect": Kind(range(200, 224), {"effect": 0.0}, held=0.2),
     "twice the customers": Kind(range(300, 324), {"customers": 2 * CUSTOMERS}, held=0.2),
-    "full size": Kind(range(400, 403), TARGET, held=0.2),
-    "full size, confounded": Kind(range(400, 403), {**TARGET, "confounding": CONFOUNDED}, held=0.2),
+    "full size": Kind(range(400, 403), TARGET, held=0.2, covered=TWO_OF_THREE),
+    "full size, confounded": Kind(
+        range(400, 403), {**TARGET, "confounding": CONFOUNDED}, held=0.2, covered=TWO_OF_THREE
+    ),
     "by lot, estimated": Kind(range(20), {}, covered=(0.8, 1.0), edge=0.2, estimated=True),
     "confounded, estimated": Kind(
         range(20), {"confounding": CONFOUNDED}, covered=(0.8, 1.0), edge=0.2, estimated=True
@@ -331,14 +339,14 @@ def studied(request):
 def rates(pairs, edge):
     """By name: what share of cases the gate got wrong, printed."""
     worse = [case for case in pairs if case.tolerances < -1]
-    better = [case for case in pairs if case.points >= 10]
+    better = [case for case in pairs if case.is_better]
     wrong = {
         "worse than tolerated, passed": [case.passed for case in worse],
         "... by up to half": [case.passed for case in worse if case.tolerances >= -1.5],
         "worse by 10 points, passed": [case.passed for case in pairs if case.points <= -10],
         "just too bad, passed": [case.passed for case in edge],
         "... and no alarm": [case.passed for case in edge if case.found.alarm is None],
-        "better by 10 points, held": [not case.passed for case in better],
+        "better, held": [not case.passed for case in better],
         "... by less than 20": [not case.passed for case in better if case.points < 20],
         "... by 40 or more": [not case.passed for case in better if case.points >= 40],
     }
@@ -351,21 +359,21 @@ def rates(pairs, edge):
 def test_error_rates_of_the_gate(studied):
     """Simulation. ``pytest -m slow tests/test_gate_in_worlds.py -s`` prints all rates.
 
-    The goals: what is worse than tolerated passes in 5 % at most, what is better by 10 points is
-    held in 20 % at most. Logs of 2,000 customers and 20 weeks are too short for the second: half
-    of the interval is 2.6 times the tolerance. Just too bad plans that pass nearly all raise an
-    alarm: who decides as the champion in nine of ten cases passes then.
+    The goals: what is worse than tolerated passes in 5 % at most, what is better is held in 20 % at
+    most. Logs of 2,000 customers and 20 weeks are too short for the second: half of the interval is
+    2.6 times the tolerance. Just too bad plans that pass nearly all raise an alarm: who decides as
+    the champion in nine of ten cases passes then.
     """
     kind, pairs, edge, _ = studied
     wrong = rates(pairs, edge)
-    assert not wrong["worse than tolerated, passed"] > 0.05  # no effect: nothing is worse
-    assert not wrong["... and no alarm"] > kind.edge
-    assert not wrong["better by 10 points, held"] > kind.held
+    assert wrong["worse than tolerated, passed"] <= 0.05
+    assert wrong["... and no alarm"] <= kind.edge
+    assert wrong["better, held"] <= kind.held
 
 
 @pytest.mark.slow
 def test_coverage_of_the_gain_over_none(studied):
-    """Simulation. Without effect intervals hold nearly always: plans hardly differ from none."""
+    """Simulation with exact truth."""
     kind, _, _, gains = studied
     covered = share([one.lower <= true <= one.upper for one, true in gains])
     print(f"  95 % intervals held the truth in {covered:.1%} of {len(gains)}")

@@ -99,6 +99,25 @@ def test_floors_beyond_reach_stop_the_run():
         decide(customers, outlook, EXPERIMENT, 200.0, MONDAY, limits)
 
 
+def check_what_speaks_against_the_next_best(shop):
+    """Oracle: `worth` means that the next best brings no more than the coupon chosen."""
+    rows = shop.query(
+        """
+        select
+            next_best_behind, next_best_limits,
+            next_best_long_run_uplift <= long_run_uplift, next_best_coupon_id
+        from winback_work.recommendations
+        """
+    )
+    compared = [row[:3] for row in rows if row[3] is not None]
+    assert {row[:2] for row in rows if row[3] is None} == {(None, None)}
+    assert compared
+    for behind, limits, is_no_better in compared:
+        assert (behind == "worth") == is_no_better
+        assert limits in (None, "lapsed", "a day", "lapsed, a day")
+        assert limits or behind not in ("limits", "budget_and_limits")
+
+
 def test_a_daily_run_keeps_them(servers):
     """Oracle: SQL over the recommendations, and the contacts that the shop's offers show."""
     limits = [
@@ -133,4 +152,7 @@ def test_a_daily_run_keeps_them(servers):
         [(differing, contacted)] = shop.query(wrong)
         assert (differing, contacted > 0) == (0, True)
         assert set(run.results["allocate_coupons"]["limit_prices"]) == {"lapsed", "a day"}
+        used = run.results["allocate_coupons"]["limits_used"]
+        assert used == {"lapsed": pytest.approx(lapsed), "a day": given}
+        check_what_speaks_against_the_next_best(shop)
         assert "by offers already out" in run.results["allocate_coupons"]["budget_source"]

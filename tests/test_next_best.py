@@ -322,6 +322,29 @@ WORDS = [
 ]
 
 
+UNPROVEN = "past offers do not show yet that coupons make customers buy"
+WORDS += [
+    ({"reason": "no_uplift", "is_proven": False}, f"No coupon: {UNPROVEN}."),
+    (
+        {"reason": "no_uplift", "is_proven": False, **NEXT, "behind": "doubt"},
+        f"No coupon: {UNPROVEN}.",
+    ),
+    (
+        {"reason": "low_support", "is_proven": False},
+        "No coupon: past offers do not show what one does for such customers.",
+    ),
+    (
+        {"coupon": 1, "is_proven": False, **NEXT, "behind": "worth"},
+        "10 % off: given because a limit has a floor, at about 1.90 EUR of coupon money; "
+        f"{UNPROVEN} (last purchase 7 or more days ago).",
+    ),
+    (
+        {"coupon": 1, "is_exploration": True, "is_proven": False, **NEXT, "behind": "room"},
+        "10 % off: drawn by chance, to learn how customers like this one respond, ",
+    ),
+]
+
+
 @pytest.mark.parametrize(("case", "words"), WORDS)
 def test_words_of_a_decision(case, words):
     outlook = by_hand([[0, 1.0, 0, 0]], [[0, 1.0, 1, 1]])
@@ -344,6 +367,7 @@ def test_words_of_a_decision(case, words):
         allocation=dataclasses.replace(decisions.allocation, dual_price=2.4),
         next_best=other,
         budget=case.get("budget", 1.0),
+        is_proven=case.get("is_proven", True),
     )
     (sentence,) = words_of(decisions, past_offers=case.get("past_offers", 0))
     assert words in sentence

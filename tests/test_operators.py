@@ -150,6 +150,23 @@ def test_artifacts_of_two_runs_lie_apart(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_artifacts_lie_in_the_home_of_whoever_runs_the_task(tmp_path, monkeypatch):
+    """By default: a folder that outlives a reboot, since the next run is compared with it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load_settings({}, {})
+    artifacts = Artifacts(settings.artifacts_uri, "2024-07-29", "r")
+    artifacts.write_json("x.json", {"of": "a"})
+    file = tmp_path / ".winback" / "artifacts" / "as_of=2024-07-29" / "r" / "x.json"
+    assert json.loads(file.read_text()) == {"of": "a"}
+    assert artifacts.read_json("x.json") == {"of": "a"}
+    assert artifacts.uri("x.json") == file.as_uri()
+
+
+def test_an_artifact_folder_of_nobody_says_what_to_set():
+    with pytest.raises(SettingsError, match=r"came ~no-such-user/x: .* WINBACK_ARTIFACTS_URI"):
+        _ = Artifacts("~no-such-user/x", "2024-07-29", "r").folder
+
+
 def test_events_are_written_only_where_somebody_waits(tmp_path, monkeypatch):
     file = tmp_path / "events.jsonl"
     monkeypatch.delenv(EVENTS_FILE, raising=False)

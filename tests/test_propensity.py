@@ -1,5 +1,7 @@
 """Propensities against the probabilities that drew the coupons, and overlap by brute force."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -13,6 +15,7 @@ from winback.models.propensity import (
     fill_logged,
     habits,
     overlap,
+    overlap_of_logged,
 )
 from winback.models.world import WorldConfig, make_world
 from winback.models.world_log import record_history
@@ -138,6 +141,43 @@ def test_overlap_by_brute_force():
         assert found.quantiles[-1] == np.median(probability)
     assert (report.is_sufficient, len(report.coupons)) == (True, 3)
     assert report.verdict == "Every coupon was given across all kinds of customers."
+
+
+def test_overlap_of_logged_draws_by_brute_force():
+    """Oracle: Kish's formula and counting among the decisions that gave the coupon."""
+    _, coupon, _, truth = targeted_log()
+    logged = truth[np.arange(len(coupon)), coupon]
+    for number, found in enumerate(overlap_of_logged(logged, coupon, 3).coupons):
+        own = logged[coupon == number]
+        size = (1 / own).sum() ** 2 / (1 / own**2).sum()
+        assert found.effective_sample_size == pytest.approx(size)
+        assert found.below_5_percent == np.mean(own < 0.05)
+        assert (found.smallest, found.decisions) == (own.min(), len(own))
+        assert found.quantiles[-1] == np.median(own)
+        assert np.isnan(found.separation)
+
+
+def test_what_is_not_on_record_is_null_in_json():
+    """JSON has no NaN, and PostgreSQL refuses it; what is known comes through unchanged."""
+    coupon = np.repeat([0, 1], 200)
+    report = overlap_of_logged(np.full(400, 0.5), coupon, 3, ["none", "5 EUR", "10 EUR"])
+    assert report.verdict.endswith("10 EUR was never given.")
+    given, never = (report.coupons[number].to_dict() for number in (1, 2))
+    assert given == {
+        "coupon": 1,
+        "decisions": 200,
+        "below_1_percent": 0.0,
+        "below_5_percent": 0.0,
+        "effective_sample_size": pytest.approx(200),
+        "separation": None,
+        "smallest": 0.5,
+        "quantiles": [0.5, 0.5, 0.5],
+        "is_readable": True,
+    }
+    unknown = dict.fromkeys(("below_1_percent", "below_5_percent", "separation", "smallest"))
+    sizes = {"decisions": 0, "effective_sample_size": 0.0, "quantiles": [None] * 3}
+    assert never == {"coupon": 2, "is_readable": False, **unknown, **sizes}
+    assert "NaN" not in json.dumps([given["separation"], never])
 
 
 def test_separation_of_a_lottery_is_one_half():

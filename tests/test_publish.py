@@ -99,19 +99,39 @@ def test_columns_that_an_older_warehouse_lacks_are_added_alike_on_both_sides(sho
         shop.query(
             f"alter table {schema}.recommendations drop next_best_coupon_id cascade, "
             "drop next_best_long_run_uplift, drop next_best_expected_cost, drop situation, "
-            "drop net_value"
+            "drop net_value, drop next_best_behind, drop next_best_limits"
         )
-        assert len(columns_of(shop, schema)) == len(made_anew[0]) - 5
+        assert len(columns_of(shop, schema)) == len(made_anew[0]) - 7
     for _ in range(2):
         ensure_output_tables(shop.url, *names)
         assert [columns_of(shop, schema) for schema in names] == made_anew
 
 
-def columns_of(shop: Shop, schema: str) -> list[tuple[str, str]]:
+def test_a_warehouse_that_has_some_of_the_later_columns_gets_the_rest(shop):
+    """Both sides alike, also where one has them already: oracle as before."""
+    names = ("winback", "winback_work")
+    made_anew = [columns_of(shop, schema) for schema in names]
+    shop.query(
+        "alter table winback.recommendations drop next_best_behind cascade, drop next_best_limits"
+    )
+    ensure_output_tables(shop.url, *names)
+    assert [columns_of(shop, schema) for schema in names] == made_anew
+
+
+def test_policy_evaluations_of_an_older_warehouse_get_their_later_columns(shop):
+    made_anew = columns_of(shop, "winback", "policy_evaluations")
+    shop.query("alter table winback.policy_evaluations drop alarm, drop propensities")
+    ensure_output_tables(shop.url, "winback", "winback_work")
+    assert columns_of(shop, "winback", "policy_evaluations") == made_anew
+    assert [name for name, _ in made_anew[-2:]] == ["alarm", "propensities"]
+
+
+def columns_of(shop: Shop, schema: str, table: str = "recommendations") -> list[tuple[str, str]]:
     return shop.query(
         "select column_name, data_type from information_schema.columns "
-        "where table_schema = %s and table_name = 'recommendations' order by ordinal_position",
+        "where table_schema = %s and table_name = %s order by ordinal_position",
         schema,
+        table,
     )
 
 

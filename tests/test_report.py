@@ -5,22 +5,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.types.json import Json
+from rich.console import Console
 
 from winback.models.calibration import CalibrationBin
 from winback.models.drift import check_forecast, compare
 from winback.models.errors import NotFittedError
 from winback.models.profit_baselines import ProfitReport, Scores
-from winback.models.settings import Settings
+from winback.models.propensity import Overlap, overlap, overlap_of_logged
+from winback.models.settings import Settings, load_settings
 from winback.models.survival import fit_survival
 from winback.operators import plots
 from winback.operators.artifacts import PROFIT_REPORT, SURVIVAL
+from winback.operators.console import show_summary
 from winback.operators.read_report import read_report
 from winback.operators.report import percent, write_report
 from winback.operators.run import Run
@@ -95,6 +100,8 @@ class Shop:
     performance: list[dict[str, Any]] = field(default_factory=list)
     to_date: list[dict[str, Any]] = field(default_factory=list)
     drift: dict[str, Any] = field(default_factory=dict)
+    overlap: dict[str, Any] = field(default_factory=dict)
+    allocation: dict[str, Any] = field(default_factory=dict)
     is_cold_start: bool = False
 
     def fill(self) -> "Shop":
@@ -144,13 +151,18 @@ class Shop:
 
     def _record(self, connection: Any) -> None:
         allocation = {"budget_source": "given for this run", "is_cold_start": self.is_cold_start}
+        metrics = {
+            "allocation": {**allocation, **self.allocation},
+            "drift": self.drift,
+            "response": {"overlap": self.overlap},
+        }
         row = {
             "run_id": self.run.run_id,
             "as_of": AS_OF,
             "status": self.status,
             "budget": 9.0,
             "expected_spend": 6.75,
-            "metrics": Json({"allocation": allocation, "drift": self.drift}),
+            "metrics": Json(metrics),
             "started_at": MOMENT,
             "finished_at": MOMENT,
         }
@@ -304,12 +316,21 @@ def test_cold_start_says_so(shop: Shop) -> None:
     shop.planned = [(state, coupon, q, 0, coupon == "none") for state, coupon, q, *_ in PLANNED]
     text = _text(shop.fill().page())
     assert "A cold start. No coupon can be judged from the past offers yet." in text
-    assert "in 0 of them a coupon can be judged" in text
+    assert "in 0 of them a coupon may be given" in text
 
 
 def test_a_list_of_draws_by_chance_is_called_that(shop: Shop) -> None:
     shop.decided = [(*row[:-1], row[1] != "none") for row in DECIDED]
     assert "For nobody is a coupon expected to bring" in _text(shop.fill().page())
+
+
+def test_a_log_that_proves_nothing_is_not_called_a_cold_start(shop: Shop) -> None:
+    shop.decided = [(*row[:-1], row[1] != "none") for row in DECIDED]
+    shop.allocation = {"is_proven": False}
+    text = _text(shop.fill().page())
+    assert "Past offers do not show yet that coupons make customers buy" in text
+    assert "For nobody is a coupon expected to bring" not in text
+    assert "cold start" not in text
 
 
 def test_a_coupon_that_pays_off_needs_no_such_advice(shop: Shop) -> None:
@@ -413,6 +434,86 @@ def test_drift_is_shown_with_what_changed_most(shop: Shop) -> None:
 
 def test_without_the_drift_step_the_page_says_so(shop: Shop) -> None:
     assert "Not checked in this run." in _text(shop.fill().page())
+
+
+def overlap_report(found: Overlap, logged_share: float) -> dict[str, Any]:
+    """As the run records it."""
+    rows = [
+        {**one.to_dict(), "coupon_id": coupon["coupon_id"], "label": coupon["label"]}
+        for one, coupon in zip(found.coupons, COUPONS, strict=True)
+    ]
+    return {"logged_share": logged_share, "verdict": found.verdict, "coupons": rows}
+
+
+NAMES = [str(coupon["label"]) for coupon in COUPONS]
+
+
+def test_overlap_is_shown_by_coupon_and_warned_of_in_the_terminal(shop: Shop) -> None:
+    """By hand: of 1,000 decisions 600 without, 300 with save5 where likely, 100 with save10."""
+    coupon = np.repeat([0, 1, 2], [600, 300, 100])
+    chances = np.full((1000, 3), [0.895, 0.005, 0.1])
+    chances[600:900] = [0.095, 0.805, 0.1]
+    shop.overlap = overlap_report(overlap(chances, coupon, NAMES), 0.25)
+    text = _text(shop.fill().page())
+    assert "Save 5 went to particular customers only (separation 1.00)." in text
+    for fact in (
+        "No coupon 600 600 0.88 9.5% 9.5% 9.5% 89.5% 0.0% 0.0%",
+        "Save 5 cannot be read 300 300 1.00 0.5% 0.5% 0.5% 0.5% 70.0% 70.0%",
+        "Save 10 100 100 0.50 10.0% 10.0% 10.0% 10.0% 0.0% 0.0%",
+        "are estimated, over all decisions; where one was logged (25% of them)",
+    ):
+        assert fact in text
+    assert shop.overlap["verdict"] in _terminal(shop)
+
+
+def test_overlap_of_logged_draws_needs_no_warning(shop: Shop) -> None:
+    coupon = np.repeat([0, 1, 2], [600, 300, 100])
+    logged = np.repeat([0.6, 0.3, 0.1], [600, 300, 100])
+    shop.overlap = overlap_report(overlap_of_logged(logged, coupon, 3, NAMES), 1.0)
+    text = _text(shop.fill().page())
+    assert "Every coupon was given across all kinds of customers." in text
+    assert "Save 5 300 300 – 30.0% 30.0% 30.0% 30.0% 0.0% 0.0%" in text
+    assert "Probabilities as logged" in text
+    assert "cannot be read" not in text
+    assert shop.overlap["verdict"] not in _terminal(shop)
+
+
+def test_before_the_first_offer_there_is_nothing_to_tabulate(shop: Shop) -> None:
+    rows = [{"coupon_id": name, "label": name, "is_readable": True} for name in ("none", "save5")]
+    verdict = "No offers in the log yet."
+    shop.overlap = {"logged_share": 0.0, "verdict": verdict, "coupons": rows}
+    text = _text(shop.fill().page())
+    assert verdict in text
+    assert "Worth by lot" not in text
+    assert verdict not in _terminal(shop)
+
+
+def test_limits_are_shown_with_use_and_price(shop: Shop) -> None:
+    limits = [
+        {"name": "lapsed", "ceiling": 4.0},
+        {"name": "a day", "unit": "contacts", "ceiling": 1200},
+        {"name": "ten off", "unit": "spend", "floor": 3.0, "ceiling": 50.0},
+        {"name": "new", "unit": "contacts", "floor": 5},
+    ]
+    settings = load_settings({**shop.run.settings.model_dump(), "limits": limits})
+    shop.run = replace(shop.run, settings=settings)
+    shop.allocation = {
+        "limit_prices": {"lapsed": 0.35, "a day": 0.0, "ten off": -1.25},
+        "limits_used": {"lapsed": 3.99, "a day": 3.0, "ten off": 3.25},
+    }
+    text = _text(shop.fill().page())
+    for fact in (
+        "lapsed expected coupon money – 4.00 EUR 3.99 EUR +0.35 EUR",
+        "a day customers with a coupon – 1,200 3 0.00 EUR",
+        "ten off expected coupon money 3.00 EUR 50.00 EUR 3.25 EUR −1.25 EUR",
+        "new customers with a coupon 5 – – –",
+        "one more EUR of coupon money",
+    ):
+        assert fact in text
+
+
+def test_a_run_without_limits_has_no_table_of_them(shop: Shop) -> None:
+    assert "Limits beside the budget" not in shop.fill().page()
 
 
 def test_second_published_run_draws_the_history(shop: Shop) -> None:
@@ -520,6 +621,13 @@ def _parsed(page: str) -> _Page:
     parser = _Page()
     parser.feed(page)
     return parser
+
+
+def _terminal(shop: Shop) -> str:
+    """What the command prints of the run, unwrapped."""
+    console = Console(width=10_000, record=True, file=StringIO())
+    show_summary(console, read_report(shop.run))
+    return console.export_text()
 
 
 def _text(page: str) -> str:

@@ -53,9 +53,9 @@ def raw() -> dict[str, pd.DataFrame]:
     return get_data(names)
 
 
-def test_source_tables_have_the_contract_s_types_and_no_keys(warehouse_url, warehouse):
-    create_source_tables(warehouse_url, "empty")
-    create_source_tables(warehouse_url, "empty")  # a second time changes nothing
+def test_source_tables_have_the_contract_s_types_and_no_keys(warehouse):
+    create_source_tables(warehouse, "empty")
+    create_source_tables(warehouse, "empty")  # a second time changes nothing
     found = warehouse.execute(
         "select table_name, column_name, data_type from information_schema.columns "
         "where table_schema = 'empty'"
@@ -206,7 +206,7 @@ def test_loading_again_changes_nothing(journey, warehouse_url, warehouse):
 
 
 def test_somebody_else_s_rows_are_never_overwritten(warehouse_url, warehouse):
-    create_source_tables(warehouse_url, "theirs")
+    create_source_tables(warehouse, "theirs")
     warehouse.execute("insert into theirs.orders values ('1', 'a', now(), 10)")
     for load in (load_sample, generate_sample):
         with pytest.raises(DataError, match=r"theirs\.orders holds rows that are not winback's"):

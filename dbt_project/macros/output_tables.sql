@@ -165,17 +165,34 @@ begin
         where
             table_schema = '{{ at }}'
             and table_name = 'recommendations'
-            and column_name = 'net_value'
+            and column_name = 'next_best_limits'
     ) then
         alter table {{ at }}.recommendations
             add column if not exists next_best_coupon_id text,
             add column if not exists next_best_long_run_uplift double precision,
             add column if not exists next_best_expected_cost double precision,
             add column if not exists situation text,
-            add column if not exists net_value double precision;
+            add column if not exists net_value double precision,
+            add column if not exists next_best_behind text,
+            add column if not exists next_best_limits text;
     end if;
 end $$;
 {% endfor %}
+
+do $$
+begin
+    if not exists (
+        select from information_schema.columns
+        where
+            table_schema = '{{ schema }}'
+            and table_name = 'policy_evaluations'
+            and column_name = 'propensities'
+    ) then
+        alter table {{ schema }}.policy_evaluations
+            add column if not exists alarm text,
+            add column if not exists propensities text;
+    end if;
+end $$;
 
 do $$
 begin

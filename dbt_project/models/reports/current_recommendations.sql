@@ -39,6 +39,8 @@ select
     recommendations.next_best_long_run_uplift,
     recommendations.next_best_expected_cost,
     recommendations.situation,
-    recommendations.net_value
+    recommendations.net_value,
+    recommendations.next_best_behind,
+    recommendations.next_best_limits
 from {{ source('winback_outputs', 'recommendations') }} as recommendations
 inner join newest on recommendations.as_of = newest.as_of

@@ -1,0 +1,82 @@
+"""What past offers can tell of each coupon, as a run records it, on a real server."""
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from pipeline import Shop, checked_template, copy_of
+
+from winback.operators.artifacts import OVERLAP, Artifacts
+
+RUN = "fitted_again"
+OFFERED = """
+select
+    coupon_id,
+    count(*),
+    sum(1 / propensity) ^ 2 / sum(1 / propensity ^ 2),
+    min(propensity),
+    avg((propensity < 0.05)::int)
+from winback.customer_snapshots
+where is_on_grid and reward is not null
+group by coupon_id
+"""
+
+
+@pytest.fixture
+def shop(servers) -> Iterator[Shop]:
+    """All that fit_response reads, for a run whose artifacts no other test looks at."""
+    with copy_of(checked_template(servers), servers) as shop:
+        folder = artifacts(shop, "first").folder
+        shutil.copytree(folder, folder.with_name(RUN))
+        yield shop
+        shutil.rmtree(folder.with_name(RUN))
+
+
+def artifacts(shop: Shop, run_id: str = RUN) -> Artifacts:
+    return Artifacts(shop.artifacts.as_uri(), shop.as_of, run_id)
+
+
+def test_logged_offers_are_counted_per_coupon(shop):
+    """Oracle: SQL over the snapshots; where nothing was drawn, `none` was certain."""
+    shop.query("update winback.customer_snapshots set propensity = 1 where propensity is null")
+    found = shop.daily_run(RUN).execute("fit_response")["overlap"]
+    rows = {row["coupon_id"]: row for row in found["coupons"]}
+    names = dict(shop.query("select coupon_id, label from winback_staging.stg_coupons"))
+    assert {name: row["label"] for name, row in rows.items()} == names
+    assert found["logged_share"] == 1
+    offered = shop.query(OFFERED)
+    assert {name for name, *_ in offered} == set(rows)
+    for name, decisions, size, smallest, below in offered:
+        row = rows[name]
+        assert row["decisions"] == decisions
+        assert row["effective_sample_size"] == pytest.approx(size)
+        assert row["smallest"] == smallest
+        assert row["below_5_percent"] == pytest.approx(float(below))
+        assert row["separation"] is None, "of the others nothing is on record"
+    assert artifacts(shop).read_json(OVERLAP) == json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_a_coupon_is_complained_of_by_its_label(shop):
+    """By construction: one coupon was hardly ever given; nobody wrote down how likely it was."""
+    shop.query("update winback.customer_snapshots set propensity = null")
+    shop.query("update winback.customer_snapshots set coupon_id = 'none' where coupon_id = 'save5'")
+    found = shop.daily_run(RUN).execute("fit_response")["overlap"]
+    rows = {row["coupon_id"]: row for row in found["coupons"]}
+    assert f"“{rows['save5']['label']}” was never given" in found["verdict"]
+    assert found["logged_share"] == 0
+    assert [rows[name]["is_readable"] for name in ("none", "save5")] == [True, False]
+    assert rows["save5"]["decisions"] == 0
+    assert rows["save5"]["separation"] is None
+    assert 0.5 <= rows["none"]["separation"] <= 1
+    assert np.all(np.diff(rows["none"]["quantiles"]) >= 0)
+    assert artifacts(shop).read_json(OVERLAP) == json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_before_the_first_offer_nothing_is_held_against_a_coupon(shop):
+    shop.query("update winback.customer_snapshots set coupon_id = 'none', propensity = null")
+    found = shop.daily_run(RUN).execute("fit_response")["overlap"]
+    assert found["verdict"] == "No offers in the log yet."
+    assert [row["is_readable"] for row in found["coupons"]] == [True] * len(found["coupons"])
+    assert all("decisions" not in row for row in found["coupons"])
