@@ -80,7 +80,8 @@ def allocate(run: Run) -> dict[str, Any]:
     summary = replace(summarise(decisions, catalogue.coupon_ids), budget=budget.amount)
     in_words = describe_run(summary, settings.currency)
     figures = {"budget_source": budget.source, "spendable": spendable, "in_words": in_words}
-    used = {one.name: one.used(decisions.coupon, scored.cost) for one in limits}
+    charged = np.where(np.arange(scored.cost.shape[1]) > 0, scored.cost, 0.0)
+    used = {one.name: one.used(decisions.coupon, charged) for one in limits}
     return {**asdict(summary), **figures, "limits_used": used}
 
 
