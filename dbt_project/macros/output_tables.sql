@@ -155,60 +155,38 @@ create table if not exists {{ work_schema }}.{{ name }} (like {{ schema }}.{{ na
 
 {#
   Columns that came later, last in new and in older warehouses alike: publishing copies whole rows.
-  Altered only where they lack, since even an alteration without effect waits for every reader.
+  Altered only where the last of them lacks, since even an alteration without effect waits for every
+  reader.
 #}
-{% for at in [schema, work_schema] %}
+{% set recommendations_later = [
+    "next_best_coupon_id text", "next_best_long_run_uplift double precision",
+    "next_best_expected_cost double precision", "situation text", "net_value double precision",
+    "next_best_behind text", "next_best_limits text",
+] %}
+{% set evaluations_later = ["alarm text", "propensities text"] %}
+{% set benchmark_later = [
+    "value_estimate double precision", "value_lower double precision",
+    "value_upper double precision", "value_true double precision",
+    "value_oracle double precision",
+] %}
+{% for at, name, columns in [
+    (schema, "recommendations", recommendations_later),
+    (work_schema, "recommendations", recommendations_later),
+    (schema, "policy_evaluations", evaluations_later),
+    (schema, "policy_benchmark", benchmark_later),
+] %}
 do $$
 begin
     if not exists (
         select from information_schema.columns
         where
             table_schema = '{{ at }}'
-            and table_name = 'recommendations'
-            and column_name = 'next_best_limits'
+            and table_name = '{{ name }}'
+            and column_name = '{{ (columns | last).split(" ") | first }}'
     ) then
-        alter table {{ at }}.recommendations
-            add column if not exists next_best_coupon_id text,
-            add column if not exists next_best_long_run_uplift double precision,
-            add column if not exists next_best_expected_cost double precision,
-            add column if not exists situation text,
-            add column if not exists net_value double precision,
-            add column if not exists next_best_behind text,
-            add column if not exists next_best_limits text;
+        alter table {{ at }}.{{ name }}
+        add column if not exists {{ columns | join(", add column if not exists ") }};
     end if;
 end $$;
 {% endfor %}
-
-do $$
-begin
-    if not exists (
-        select from information_schema.columns
-        where
-            table_schema = '{{ schema }}'
-            and table_name = 'policy_evaluations'
-            and column_name = 'propensities'
-    ) then
-        alter table {{ schema }}.policy_evaluations
-            add column if not exists alarm text,
-            add column if not exists propensities text;
-    end if;
-end $$;
-
-do $$
-begin
-    if not exists (
-        select from information_schema.columns
-        where
-            table_schema = '{{ schema }}'
-            and table_name = 'policy_benchmark'
-            and column_name = 'value_oracle'
-    ) then
-        alter table {{ schema }}.policy_benchmark
-            add column if not exists value_estimate double precision,
-            add column if not exists value_lower double precision,
-            add column if not exists value_upper double precision,
-            add column if not exists value_true double precision,
-            add column if not exists value_oracle double precision;
-    end if;
-end $$;
 {% endmacro %}
