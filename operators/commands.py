@@ -152,7 +152,6 @@ def benchmark(
     from winback.operators.benchmark_table import read_rows
     from winback.operators.benchmark_worlds import choose_worlds
 
-    logging.getLogger("winback").setLevel(logging.ERROR)  # a hundred runs, and their remarks
     console = Console()
     chosen = choose_worlds(worlds, customers, weeks, families, dials)
     numbers: dict[str, float] = {"worlds": worlds, "customers": customers, "weeks": weeks}
@@ -168,7 +167,8 @@ def benchmark(
             console.print(f"{datetime.now():%H:%M:%S} {words}", highlight=False, soft_wrap=True)
 
         run_one = partial(run_loop, weeks=loop) if loop else run_world
-        failed = run_worlds(chosen, options, say, run_one)
+        with _errors_only():  # a hundred runs, and their remarks
+            failed = run_worlds(chosen, options, say, run_one)
         places = write_report(read_rows(url, schema, chosen), output, call)
     show_places(console, places)
     return FAILED if failed else DONE
@@ -189,6 +189,18 @@ def bench(
 
     options = BenchOptions(steps, sizes, quick, repeats, weeks, output)
     return run_bench(options, data_dir, Console())
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Leave out what winback's steps remark and warn of."""
+    log = logging.getLogger("winback")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _assigned(values: Mapping[str, Any] | None) -> list[str]:

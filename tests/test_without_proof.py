@@ -5,16 +5,19 @@ Oracles: counts of the log in SQL, the settings' share of the budget, and the sa
 
 from collections.abc import Iterator
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from pipeline import Shop, checked_template, copy_of
 
 from winback.models.settings import load_settings
 from winback.operators.allocate_coupons import allocate
-from winback.operators.artifacts import PLAN
+from winback.operators.artifacts import PLAN, SCORES
 from winback.operators.q_store import CouponReader, connect
 from winback.operators.run import Run
 
 MIN_VISITS = load_settings().min_visits
+ONE_SHARD = SCORES.format(shard=0, shards=1)
 DECIDED = """
 select coupon_id, is_exploration, suppression_reason, reason, count(*)::int, sum(expected_cost)
 from winback_work.recommendations group by 1, 2, 3, 4
@@ -68,18 +71,31 @@ def test_customers_are_told_that_it_is_the_proof_that_is_missing(shop):
 
 
 def test_the_verdict_of_the_plan_is_what_decides(shop):
-    """The same scores with the flag turned: coupons are chosen, and the budget is used."""
+    """Scores that promise a profit, the flag as it is and turned: then coupons are chosen."""
     place, plan = first(shop).artifacts, plan_of(shop)
-    place.write_json(PLAN, {**plan, "lift": {**plan["lift"], "is_proven": True}})
+    scored = place.read_table(ONE_SHARD)
+    place.write_table(ONE_SHARD, with_coupons_that_sell(scored, 100.0))
     try:
-        figures = allocate(first(shop, pessimism=0.0))  # 300 customers leave large doubts
+        assert allocate(first(shop))["chosen"] == 0
+        place.write_json(PLAN, {**plan, "lift": {**plan["lift"], "is_proven": True}})
+        figures = allocate(first(shop))
         assert figures["is_proven"]
         assert figures["chosen"] > 0
         chosen = [row for row in shop.query(DECIDED) if row[0] != "none" and not row[1]]
         assert sum(row[4] for row in chosen) == figures["chosen"]
     finally:
+        place.write_table(ONE_SHARD, scored)
         place.write_json(PLAN, plan)
         allocate(first(shop))
+
+
+def with_coupons_that_sell(scored: pa.Table, more: float) -> pa.Table:
+    """A coupon of any kind adds ``more`` to a customer's margin."""
+    margin = scored["margin"].combine_chunks()
+    width = margin.type.list_size
+    raised = margin.flatten().to_numpy().reshape(-1, width) + np.where(np.arange(width), more, 0.0)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(raised.ravel()), width)
+    return scored.set_column(scored.column_names.index("margin"), "margin", column)
 
 
 def test_the_q_table_counts_offers_and_serves_none_alone(shop):
