@@ -107,14 +107,19 @@ class View:
         cautious = value - value[:, :1] - self.rules.pessimism * doubt
         return one_hot(np.where(allowed, cautious, -np.inf).argmax(axis=1), value.shape[1])
 
+    def earned(self, rows: Ints) -> Floats:
+        """(n,) profit of the windows alone."""
+        panel = self.panel
+        contact = self.rules.contact_cost[panel.coupon[rows]]
+        earned: Floats = panel.margin[rows] - panel.cost[rows] - contact
+        return earned
+
     def rewards(self, rows: Ints) -> Floats:
         """(n,) what the window earned, less the price of its coupon money, and what follows."""
         panel, rules = self.panel, self.rules
-        coupon, cost = panel.coupon[rows], panel.cost[rows]
-        earned = panel.margin[rows] - cost - rules.contact_cost[coupon]
-        charged = rules.price * cost * (coupon > 0)
+        charged = rules.price * panel.cost[rows] * (panel.coupon[rows] > 0)
         following: Floats = rules.gamma * self.worth(panel.following[rows])
-        return earned - charged + following
+        return self.earned(rows) - charged + following
 
 
 @dataclass(frozen=True)

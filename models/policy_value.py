@@ -21,7 +21,7 @@ Decisions without a choice (propensity 1) and the latest one of each customer, o
 knows yet what followed, are left out of the log.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,6 +56,8 @@ class Evaluation:
         claimed: what the model says that the challenger brings against no coupons.
         versus_none: challenger − none, doubly robust, at ``GATE_LEVEL``.
         versus_champion: challenger_as_is − champion; None without a champion.
+        window_gain: challenger − none in the window alone, nothing charged beyond coupons and
+            contact and nothing that follows, doubly robust at 95 %: what a holdout measures.
     """
 
     decisions: int
@@ -66,6 +68,7 @@ class Evaluation:
     claimed: float
     versus_none: Estimate
     versus_champion: Estimate | None
+    window_gain: Estimate
 
 
 def evaluate(
@@ -111,6 +114,7 @@ def evaluate(
         claimed=float(gain.mean()),
         versus_none=_compare(log, policies, CHALLENGER, NONE, q),
         versus_champion=_versus_champion(log, policies, q, panel.period[rows], champion),
+        window_gain=_gain(replace(log, reward=views[0].earned(rows)), policies[CHALLENGER], profit),
     )
 
 
@@ -137,8 +141,7 @@ def gain_over_none(
     if rows is None:
         return None
     log, policies, _, q = _cross_valued(learned.views(panel, rules), rows, learned.half)
-    found = difference(log, policies[CHALLENGER], policies[NONE], DOUBLY_ROBUST, q)
-    return Gain(rows, policies[CHALLENGER], found)
+    return Gain(rows, policies[CHALLENGER], _gain(log, policies[CHALLENGER], q))
 
 
 def _rows_of_both(panel: Panel, learned: Halves, periods: int) -> Ints | None:
@@ -192,6 +195,12 @@ def _versus_champion(
         return _compare(log, policies, CHALLENGER, CHAMPION, q)
     both = {name: policies[name][seen] for name in (AS_IS, CHAMPION)}
     return _compare(log.where(seen), both, AS_IS, CHAMPION, q[seen])
+
+
+def _gain(log: Log, policy: Floats, q: Floats) -> Estimate:
+    """A policy against no coupons, with its 95 % interval."""
+    none = one_hot(np.zeros(len(policy), np.int64), policy.shape[1])
+    return difference(log, policy, none, DOUBLY_ROBUST, q)
 
 
 def _compare(log: Log, policies: dict[str, Floats], one: str, other: str, q: Floats) -> Estimate:

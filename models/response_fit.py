@@ -56,7 +56,7 @@ RECENT_PERIODS = 8  # latest windows, on which levels are set right
 # Standard deviations of a class around the mean of all classes, log odds.
 LEVEL_SPREAD, STEP_SPREAD, EFFECT_SPREAD, CHANGE_SPREAD, COUPON_SPREAD = 2.0, 0.5, 0.7, 0.5, 0.15
 MEAN_EFFECT_SPREAD = 0.5  # of the mean itself around no effect
-LEAVING_SPREAD = np.array([1.0, 0.5, 0.5])
+LEAVING_SPREAD = np.array([1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -266,8 +266,12 @@ def _spreads(coupons: int) -> Floats:
 
 
 def _leaving(state: Parameters, stays: Floats, exits: Floats) -> Floats:
-    """(K, 3) log odds of leaving, drawn toward the classes' mean."""
-    mean, precision = state.leaving.mean(axis=0), 1 / LEAVING_SPREAD**2
+    """(K, 3) log odds of leaving: the level drawn toward the classes' mean, coupons toward none.
+
+    Coupons only ever add to it, so a mean of classes would be above nothing by noise alone, and
+    would lead those after it whom coupons never drove away.
+    """
+    mean, precision = np.array([state.leaving[:, 0].mean(), 0.0, 0.0]), 1 / LEAVING_SPREAD**2
     grows = np.array([1, 2])
     fitted = [
         logistic(leaving_design(), n, left, start, mean, precision, 3, at_least_zero=grows)[0]

@@ -7,8 +7,8 @@ Customers are of hidden types. Each week a customer is in one of the states
 gets one coupon, and buys at most once. What depends on what:
 
     purchase    type, recency, tier, coupon; what a coupon adds wears off with fatigue
-    redemption  type, face value; fatigue where ``redemption_by_fatigue`` is not 0
-    margin      type, tier; face value where ``thrift`` is not 0
+    redemption  type, face value, fatigue
+    margin      type, tier, face value
     leaving     type, recency; fatigue in weeks with a coupon, of whatever face value
     next state  state, purchase, leaving, and whether a coupon came: not the type
     log's offer type, recency, tier where ``confounding`` is not 0; all face values alike
@@ -57,7 +57,7 @@ class WorldConfig:
 
     Attributes:
         seed: which world of the family.
-        effect: multiplies what coupons do to purchases; 0 is the null world.
+        effect: multiplies what coupons do to purchases and leaving; 0 is the null world.
         sleeping_dogs: share of customers whom a coupon drives away.
         fatigue: what is lost of a coupon's effect with each coupon that still weighs.
         confounding: log odds by which one standard deviation of the chance of buying anyway raises
@@ -86,8 +86,8 @@ class WorldConfig:
     delay_days: int = 0
     budget_tightness: float = 0.35
     sparsity: float = 0.0
-    redemption_by_fatigue: float = 0.0
-    thrift: float = 0.0
+    redemption_by_fatigue: float = 0.2
+    thrift: float = 0.05
     drift_week: int | None = None
     gamma: float = 0.95
 
@@ -160,15 +160,13 @@ class _Types:
 
 
 # share, base, slope, effect, redeems, margin, leaves, annoyed
-_CAST = np.array(
-    [
-        [0.22, -0.2, 0.5, 0.15, 1.0, 24.0, 0.0020, 0.0001],  # buy anyway
-        [0.24, -1.8, 0.5, 1.70, 0.3, 34.0, 0.0030, 0.0002],  # persuadable
-        [0.18, -2.9, 0.5, 0.30, -0.4, 13.0, 0.0040, 0.0001],  # rarely here
-        [0.14, -1.1, 0.4, 1.20, 1.8, 18.0, 0.0025, 0.0005],  # bargain hunters
-        [0.12, -0.9, 0.5, -0.20, -0.4, 40.0, 0.0025, 0.0020],  # sleeping dogs
-        [0.10, -1.6, 0.9, 1.50, 0.3, 28.0, 0.0060, 0.0002],  # lapsing, can be won back
-    ]
+CAST = (
+    (0.22, -0.2, 0.5, 0.15, 1.0, 24.0, 0.0020, 0.0001),  # buy anyway
+    (0.24, -1.8, 0.5, 1.70, 0.3, 34.0, 0.0030, 0.0002),  # persuadable
+    (0.18, -2.9, 0.5, 0.30, -0.4, 13.0, 0.0040, 0.0001),  # rarely here
+    (0.18, -2.2, -0.4, 1.50, 1.8, 24.0, 0.0025, 0.0100),  # bargain hunters: stock up, then tire
+    (0.12, -0.9, 0.5, -0.20, -0.4, 40.0, 0.0025, 0.0020),  # sleeping dogs
+    (0.10, -1.3, 1.2, 1.50, 0.3, 22.0, 0.0060, 0.0002),  # lapsing, can be won back
 )
 _DOGS = 4
 _ANOTHER = 1_000_003  # added to the seed of a drifted world: no other world's seed is that far off
@@ -241,11 +239,12 @@ def _coordinates() -> tuple[Ints, Ints, Ints]:
 def _draw_types(config: WorldConfig) -> _Types:
     """The cast with every trait moved: additively for log odds, by a factor for the rest."""
     random = np.random.default_rng([config.seed, 3])
-    noise = random.standard_normal(_CAST.shape) * _SPREAD
+    cast = np.array(CAST)
+    noise = random.standard_normal(cast.shape) * _SPREAD
     additive = np.array([False, True, False, True, True, False, False, False])
-    drawn = np.where(additive, _CAST + noise, _CAST * np.exp(noise))
+    drawn = np.where(additive, cast + noise, cast * np.exp(noise))
     drawn[:, 3] *= config.effect
-    drawn[_DOGS, 7] *= config.effect
+    drawn[:, 7] *= config.effect
     drawn[:, 0] *= (1 - config.sleeping_dogs) / (drawn[:, 0].sum() - drawn[_DOGS, 0])
     drawn[_DOGS, 0] = config.sleeping_dogs
     return _Types(*drawn.T)

@@ -33,6 +33,7 @@ from winback.operators.benchmark_product import (
     Product,
     build_features,
     check,
+    shaping_features,
 )
 from winback.operators.benchmark_table import policies_done, prepare, version_of, write_row
 from winback.operators.benchmark_value import value_figures
@@ -84,7 +85,7 @@ def all_policies() -> list[str]:
 def run_world(world: BenchmarkWorld, options: BenchmarkOptions, say: Say) -> list[dict[str, Any]]:
     """Run all policies in one world that the table does not have yet; return their rows."""
     prepare(options.url, options.schema)
-    missing = _missing(world, options)
+    missing = policies_to_run(world, options)
     if not missing:
         say(f"{world.name}: in the table already")
         return []
@@ -235,7 +236,7 @@ def _measure(
     if policy == PRODUCT:
         figures |= own()
     say(f"{world.name}: {in_words(policy, figures)}")
-    version = version_of(options.settings if policy in ABLATIONS else None)
+    version = _version(options, is_rival=policy not in ABLATIONS)
     return write_row(options.url, options.schema, world, policy, figures, version=version)
 
 
@@ -252,10 +253,18 @@ def in_words(policy: str, figures: Mapping[str, Any]) -> str:
     )
 
 
-def _missing(world: BenchmarkWorld, options: BenchmarkOptions) -> list[str]:
+def _version(options: BenchmarkOptions, *, is_rival: bool) -> str:
+    """Rivals read winback's features, and nothing else of it."""
+    settings = shaping_features(options.settings) if is_rival else options.settings
+    return version_of(settings, is_rival=is_rival)
+
+
+def policies_to_run(world: BenchmarkWorld, options: BenchmarkOptions) -> list[str]:
+    """Those wanted of which the table has no row of this code and these settings."""
     wanted = [policy for policy in all_policies() if options.wants(policy)]
     if options.fresh:
         return wanted
     done = partial(policies_done, options.url, options.schema, world)
-    rivals, variants = done(version_of(None)), done(version_of(options.settings))
+    rivals = done(_version(options, is_rival=True))
+    variants = done(_version(options, is_rival=False))
     return [name for name in wanted if name not in (variants if name in ABLATIONS else rivals)]

@@ -222,11 +222,16 @@ class Product:
         return read_table(run.url, RECOMMENDATIONS, run.names)
 
 
+def shaping_features(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that the features depend on."""
+    return {key: value for key, value in settings.items() if FIRST_STEP.get(key) == FEATURES}
+
+
 def _check_names(overrides: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise SettingsError(f"benchmark: no such settings: {', '.join(unknown)}")
-    fixed = sorted(name for name in overrides if FIRST_STEP.get(name) == FEATURES)
+    fixed = sorted(shaping_features(overrides))
     if fixed:
         raise SettingsError(
             "benchmark: expected settings of steps after the features, which are built once for "

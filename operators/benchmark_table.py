@@ -49,12 +49,13 @@ RIVAL_CODE = (
 ALL_CODE = ("models/*.py", "operators/*.py", *DBT_CODE)
 
 
-def version_of(settings: Mapping[str, Any] | None) -> str:
-    """What a row's figures come from: the code, and for winback (not None) changed settings."""
+def version_of(settings: Mapping[str, Any], *, is_rival: bool = False) -> str:
+    """What a row's figures come from: the code, and the settings changed that matter to them."""
+    code = _code_version(is_rival)
     if not settings:
-        return _code_version(is_rival=settings is None)
+        return code
     text = json.dumps(dict(settings), sort_keys=True, default=str)
-    return f"{_code_version(is_rival=False)}.{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return f"{code}.{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 @cache

@@ -60,6 +60,6 @@ def value_figures(known: KnownWorld, run: Run) -> dict[str, float | None]:
 
 def weeks_of(period: Any) -> Any:
     """(m,) weeks of a world's history, from periods of the weekly decision grid."""
-    from winback.operators.evaluate_policy import GRID_START
+    from winback.operators.snapshots import GRID_START
 
     return np.asarray(period) - (FIRST_MONDAY - GRID_START).days // WEEK

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from winback.models.errors import SettingsError
-from winback.models.world import CONFOUNDED, World, WorldConfig, make_world, world_in_week
+from winback.models.world import CAST, CONFOUNDED, World, WorldConfig, make_world, world_in_week
 from winback.models.world_log import History, record_history
 from winback.models.world_truth import Truth, week_problem
 
@@ -31,11 +31,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "late orders": {"delay_days": 3},  # on Monday the weekend's orders are not there yet
     "thin overlap": {"confounding": 2 * CONFOUNDED, "overlap": 0.005},  # half all but certain
     "weak effect": {"effect": 0.5},  # about a quarter of the uplift is left to gain
-    # a third as many redeem at full fatigue; the largest coupon takes a fifth off the margin
+    # about a third as many redeem at full fatigue (usually three quarters), and the largest
+    # coupon takes a fifth off the margin (usually a twentieth)
     "tired and thrifty": {"redemption_by_fatigue": 0.6, "thrift": 0.2},
 }
-# Dials that came after worlds had been measured; at 0 those worlds keep their ids.
-LATER_DIALS = ("redemption_by_fatigue", "thrift")
 DIALS = tuple(dial.name for dial in fields(WorldConfig) if dial.name != "seed")
 _CONFIG = TypeAdapter(WorldConfig)
 
@@ -66,9 +65,7 @@ class BenchmarkWorld:
     @property
     def world_id(self) -> str:
         """Short hash of everything that makes this world what it is."""
-        dials = asdict(self.config)
-        dials = {name: dials[name] for name in dials if dials[name] or name not in LATER_DIALS}
-        made_of = [dials, self.customers, self.weeks]
+        made_of = [CAST, asdict(self.config), self.customers, self.weeks]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:

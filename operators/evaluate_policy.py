@@ -21,7 +21,7 @@ from winback.operators.fit_response import read_halves, read_response, with_prop
 from winback.operators.panel import read_panel
 from winback.operators.plan import finite_or_none, rules_of
 from winback.operators.run import Run
-from winback.operators.snapshots import Catalogue, read_catalogue
+from winback.operators.snapshots import GRID_START, Catalogue, read_catalogue
 from winback.operators.warehouse import read_table, transaction
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ CHANGED = (
     "The current policy ({name}) cannot be compared: it knew coupons worth {then}, the catalogue "
     "has {now}."
 )
-GRID_START = date(1970, 1, 5)  # period 0 of the decision grid
 
 
 class EvaluatePolicyOperator(WinbackOperator):
@@ -183,9 +182,10 @@ def _record(run: Run, found: "Evaluation | None") -> None:
 
 
 def _differences(found: "Evaluation") -> dict[str, dict[str, Estimate]]:
-    """What the gate goes by, as of one policy."""
+    """What the gate goes by and what the holdout will measure, as of one policy."""
     compared = {
         "challenger - none": found.versus_none,
+        "challenger - none, window": found.window_gain,
         "challenger_as_is - champion": found.versus_champion,
     }
     return {name: {DOUBLY_ROBUST: one} for name, one in compared.items() if one is not None}

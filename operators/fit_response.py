@@ -22,6 +22,7 @@ from winback.operators.base import WinbackOperator
 from winback.operators.panel import PanelRows, learned_from, read_panel
 from winback.operators.run import Run
 from winback.operators.snapshots import (
+    GRID_START,
     PROFIT_FEATURES,
     Catalogue,
     features,
@@ -43,7 +44,7 @@ STACK_ROWS = 20_000  # windows that the two forecasts are mixed on: a weight is 
 LATEST = """
 select
     customer_id,
-    ((snapshot_date - date '1970-01-05') / {decision_days})::bigint as period,
+    ((snapshot_date - {grid_start}) / {decision_days})::bigint as period,
     order_placed, order_profit, category_sequence, {columns}
 from {schema}.customer_snapshots
 where
@@ -296,6 +297,7 @@ def _latest(run: Run, periods: int) -> Any:
         **run.names,
         "columns": sql.SQL(", ").join(map(sql.Identifier, PROFIT_FEATURES)),
         "decision_days": run.settings.decision_days,
+        "grid_start": GRID_START,
         "periods": periods,
         "seed": run.settings.seed,
         "rows": STACK_ROWS,

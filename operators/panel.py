@@ -8,7 +8,7 @@ import numpy as np
 
 from winback.models.situations import Panel, situations
 from winback.operators.run import Run
-from winback.operators.snapshots import HISTORY, P_ALIVE, Catalogue
+from winback.operators.snapshots import GRID_START, HISTORY, P_ALIVE, Catalogue
 from winback.operators.warehouse import read_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ DECISIONS = """
 select
     customer_id,
     (
-        (snapshot_date - date '1970-01-05') / {decision_days}
+        (snapshot_date - {grid_start}) / {decision_days}
         + case when is_on_grid then 0 else 1 end
     )::bigint as period,
     coalesce(snapshot_date + {decision_days} <= {as_of} and reward is not null, false) as is_closed,
@@ -79,6 +79,7 @@ def read_panel(
     names = {
         **run.names,
         "decision_days": days,
+        "grid_start": GRID_START,
         "columns": sql.SQL(", ").join(map(sql.Identifier, wanted)),
         "customers": learned_from(run) if among is None else among,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from winback.models.survival import SurvivalFit
 
+GRID_START = date(1970, 1, 5)  # a Monday; period 0 of the decisions on the grid
 P_ALIVE = "p_alive"
 HISTORY = ("frequency", "recency_days", "age_days")
 PROFIT_FEATURES = (  # what the profit model knows of a customer beside the sequence of categories

@@ -14,7 +14,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from winback.models.world import CONTACT_COST, FACE_VALUES, NEW, Bools, Floats, Ints, World
+from winback.models.world import (
+    CONTACT_COST,
+    FACE_VALUES,
+    NEW,
+    Bools,
+    Floats,
+    Ints,
+    World,
+    drifted,
+)
 from winback.models.world_log import History, draw_margins
 from winback.operators.sample import load_frames
 
@@ -88,7 +97,7 @@ def world_frames(
 def _sold(world: World, history: History) -> dict[str, Any]:
     """All purchases that the tables know of, first purchases first; (k,) each."""
     n, bought = len(history.first_week), history.purchased
-    first_margin = draw_margins(world.margin[history.people.type, NEW, 0], _random(world, 0))
+    first_margin = draw_margins(_mean_of_first(world, history), _random(world, 0))
     nothing = np.zeros(n)
     sold = {
         "customer": np.append(np.arange(n), history.customer[bought]),
@@ -101,6 +110,16 @@ def _sold(world: World, history: History) -> dict[str, Any]:
     until = history.weeks * WEEK - world.config.delay_days * DAY
     arrived = sold["week"] * WEEK + sold["second"] < until
     return {name: column[arrived] for name, column in sold.items()}
+
+
+def _mean_of_first(world: World, history: History) -> Floats:
+    """(n,) mean margin of the first purchases, in the world of their week."""
+    mean: Floats = world.margin[history.people.type, NEW, 0]
+    drift_week = world.config.drift_week
+    if drift_week is None:
+        return mean
+    later = drifted(world).margin[history.people.type, NEW, 0]
+    return np.where(history.first_week < drift_week, mean, later)
 
 
 def _moments(world: World, purpose: int, size: int) -> Ints:

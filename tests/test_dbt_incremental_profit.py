@@ -26,6 +26,7 @@ OPEN = AS_OF - timedelta(3)  # its window is not over
 EFFECT = 3.0  # what an offered coupon adds to the profit of its day
 SELECTED = ("--select", "tag:features", "tag:reports", *ONLY_MODELS)
 FORECASTS = ("p_purchase", "expected_profit", "expected_uplift", "expected_cost")
+ESTIMATED = {DATES[3]: (0.5, -0.25, 1.25), DATES[4]: (None, None, None)}  # the others: no row
 MARTS = ("forecast_vs_actual", "incremental_profit", "incremental_profit_to_date")
 
 
@@ -96,6 +97,17 @@ def publish(url: str, schema: str, decided: pd.DataFrame, run_id: str = "run") -
             )
             connection.execute(f"delete from {schema}.recommendations where as_of = %s", (as_of,))
             _insert(connection, f"{schema}.recommendations", map(_row, _marked(part, run)))
+            if as_of in ESTIMATED:
+                _insert(connection, f"{schema}.policy_evaluations", _evaluations(run, as_of))
+
+
+def _evaluations(run: str, as_of: date) -> list[dict[str, Any]]:
+    """The row that the mart shows among others that it should not take for it."""
+    names = ("value", "lower", "upper")
+    others = (("challenger", 7.0), ("challenger - none", 8.0))
+    found = {("challenger - none, window", ESTIMATED[as_of])} | {(p, (x, x, x)) for p, x in others}
+    common = {"run_id": run, "as_of": as_of, "estimator": "doubly_robust"}
+    return [{**common, "policy": p, **dict(zip(names, x, strict=True))} for p, x in found]
 
 
 def _marked(part: pd.DataFrame, run: str) -> list[dict[str, Any]]:
@@ -213,6 +225,9 @@ def test_each_decision_against_scipy(
         assert row.expected_uplift == pytest.approx(treated["expected_uplift"].mean())
         assert row.expected_cost == pytest.approx(treated["expected_cost"].sum())
         assert row.customers_chosen == (treated["coupon_id"] != "none").sum()
+        estimated = [row.estimated_profit, row.estimated_lower, row.estimated_upper]
+        known = np.array(ESTIMATED.get(row.as_of, (None,) * 3), np.float64)
+        assert np.array_equal(np.array(estimated, np.float64), known, equal_nan=True)
 
 
 def test_to_date_counts_each_day_once_and_each_customer_once(

@@ -357,7 +357,7 @@ WEEK = {  # of treatment against holdout, as the mart has it
     **{"treated_buyers": 180, "holdout_buyers": 20, "treated_profit": 3.4, "holdout_profit": 2.8},
     **{"incremental_profit": 0.6, "lower": -0.2, "upper": 1.4, "sample_ratio_ok": True},
     **{"customers_chosen": 100, "treated_offered": 90, "holdout_offered": 0},
-    "expected_profit": 3.5,
+    **{"estimated_lower": 0.1, "estimated_upper": 1.3, "expected_profit": 3.5},
     **{"expected_uplift": 0.75, "expected_cost": 25.0, "coupon_cost": 30.0},
 }
 TO_DATE = {
@@ -375,7 +375,8 @@ def test_holdout_comparison_says_what_the_marts_hold(shop: Shop) -> None:
         "Since 19 February 2024, in 14 days, each of the 410 customers who may get coupons "
         "brought in +1.25 EUR against the 55 who never do (95% interval +0.50 EUR to +2.00 EUR): "
         "+512.50 EUR in all, where the forecasts said +600.00 EUR. So the coupons pay off.",
-        "2024-02-26 400 (50) 45% (40%) 3.40 (3.50) 2.80 +0.60 (+0.75) −0.20 to +1.40 30.00 (25.00)",
+        "2024-02-26 400 (50) 45% (40%) 3.40 (3.50) 2.80 +0.60 (+0.75) −0.20 to +1.40 "
+        "+0.10 to +1.30 30.00 (25.00)",
         "Profit each, EUR",
     ):
         assert fact in text
@@ -407,9 +408,10 @@ def test_comparison_that_says_nothing_is_called_that(shop: Shop) -> None:
 
 def test_no_holdout_is_a_dash(shop: Shop) -> None:
     missing = ("holdout_profit", "incremental_profit", "lower", "upper", "sample_ratio_ok")
+    missing += ("estimated_lower", "estimated_upper")  # and no log to estimate it from
     shop.performance = [{**WEEK, **dict.fromkeys(missing), "holdout_customers": 0}]
     text = _text(shop.fill().page())
-    assert "400 (0) 45% (–) 3.40 (3.50) – – (+0.75) – 30.00 (25.00)" in text
+    assert "400 (0) 45% (–) 3.40 (3.50) – – (+0.75) – – 30.00 (25.00)" in text
 
 
 def test_drift_is_shown_with_what_changed_most(shop: Shop) -> None:

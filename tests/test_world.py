@@ -41,6 +41,9 @@ from winback.models.world_truth import Truth, score, week_problem
 
 NOTHING, TINY, TIGHT, LOOSE, UNLIMITED = 0.0, 0.02, 0.35, 0.9, 2.0  # of what the best would spend
 CONFOUNDED = WorldConfig(seed=5, confounding=2.0)
+CONSTANT = WorldConfig(
+    seed=5, redemption_by_fatigue=0, thrift=0
+)  # neither state nor coupon matters
 VARYING = WorldConfig(seed=5, redemption_by_fatigue=0.8, thrift=0.3)  # by state and by coupon
 COLUMNS = ("customer", "week", "coupon", "propensity", "purchased", "margin", "cost", "state")
 
@@ -208,7 +211,7 @@ def test_simulated_redemptions_and_margins_follow_the_tables(fatigue, coupon):
 
 def test_the_tired_redeem_less_and_coupons_shrink_margins_as_the_dials_say():
     """Closed form: log odds fall by the dial per coupon that weighs, margins by the face value."""
-    plain, world = make_world(WorldConfig(seed=5)), make_world(VARYING)
+    plain, world = make_world(CONSTANT), make_world(VARYING)
     fatigue = np.append(np.tile(np.arange(4), GONE // 4), 0)
     odds = [logit(one.redemption[:, :, 1:]) for one in (plain, world)]
     fall = np.broadcast_to(0.8 * fatigue[:, None], odds[0].shape)
@@ -220,7 +223,7 @@ def test_the_tired_redeem_less_and_coupons_shrink_margins_as_the_dials_say():
 def test_dials_of_redemption_and_margin_change_nothing_else():
     """By definition: at 0 redemption is the same in all states, margins are with all coupons; and
     the same customers buy in the same weeks whatever the dials."""
-    plain, varying = make_world(WorldConfig(seed=5)), make_world(VARYING)
+    plain, varying = make_world(CONSTANT), make_world(VARYING)
     assert (np.ptp(plain.redemption, axis=1) == 0).all()
     assert (np.ptp(plain.margin, axis=2) == 0).all()
     for name in ("share", "purchase", "leaving", "kernel", "logging"):

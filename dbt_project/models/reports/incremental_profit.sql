@@ -57,6 +57,22 @@ compared as (
             and held.treatment_group = 'holdout'
     where treated.treatment_group = 'treatment'
 
+),
+
+-- and what the log promised when the decisions were made
+estimated as (
+
+    select
+        compared.*,
+        judged.value as estimated_profit,
+        judged.lower as estimated_lower,
+        judged.upper as estimated_upper
+    from compared
+    left join {{ source('winback_outputs', 'policy_evaluations') }} as judged
+        on
+            compared.run_id = judged.run_id
+            and judged.policy = 'challenger - none, window'
+
 )
 
 select
@@ -81,6 +97,9 @@ select
         mean_profit - held_profit + sqrt(squared_error) * ({{ t_quantile('degrees_of_freedom') }})
         as double precision
     ) as upper,
+    estimated_profit,
+    estimated_lower,
+    estimated_upper,
 
     holdout_share,
     cast(sample_ratio_z as double precision) as sample_ratio_z,
@@ -93,4 +112,4 @@ select
     cast(expected_uplift / customers as double precision) as expected_uplift,
     cast(expected_cost as double precision) as expected_cost,
     cast(coalesce(coupon_cost, 0) as double precision) as coupon_cost
-from compared
+from estimated
