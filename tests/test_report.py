@@ -138,6 +138,7 @@ class Shop:
                 as_of date, treated_customers bigint, holdout_customers bigint,
                 treated_buyers bigint, holdout_buyers bigint, treated_profit float8,
                 holdout_profit float8, incremental_profit float8, lower float8, upper float8,
+                estimated_lower float8, estimated_upper float8,
                 sample_ratio_ok boolean, customers_chosen bigint, treated_offered bigint,
                 holdout_offered bigint,
                 expected_profit float8, expected_uplift float8, expected_cost float8,
