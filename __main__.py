@@ -96,7 +96,7 @@ def _add_benchmark(commands: Any) -> None:
         ("--worlds", 4, "how many; they go through the families in turn (default: %(default)s)"),
         ("--customers", 20_000, "of each world (default: %(default)s)"),
         ("--weeks", 40, "of log before the decision (default: %(default)s)"),
-        ("--loop", 0, "let the worlds live on for so many weeks under winback's decisions"),
+        ("--loop", 0, "let the worlds live on for so many weeks under the policies' own decisions"),
     ):
         command.add_argument(option, type=int, default=default, metavar="N", help=help_text)
     command.add_argument(
@@ -110,7 +110,9 @@ def _add_benchmark(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="of all worlds: confounding=2 offers to likely buyers; a wrong name: a list of all",
     )
-    command.add_argument("--policies", nargs="+", default=(), metavar="NAME", help="empty: all")
+    command.add_argument(
+        "--policies", nargs="+", default=(), metavar="NAME", help="empty: all; in a loop: winback"
+    )
     command.add_argument(
         "--set",
         dest="settings",

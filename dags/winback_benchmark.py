@@ -39,7 +39,14 @@ with DAG(
         "dials": Param(
             {}, type="object", description_md='Of all worlds, such as `{"confounding": 2}`'
         ),
-        "policies": Param([], type="array", description_md="Names; empty: all"),
+        "policies": Param(
+            [], type="array", description_md="Names; empty: all, in a closed loop winback"
+        ),
+        "settings": Param(
+            {},
+            type="object",
+            description_md='Of winback, for all its variants, such as `{"pessimism": 2}`',
+        ),
         "loop": Param(0, type="integer", minimum=0, description_md="Weeks of a closed loop"),
         "fresh": Param(False, type="boolean", description_md="Run again what the table has"),
     },

@@ -32,12 +32,15 @@ from winback.models.decision_inputs import (
     prospects_of,
 )
 from winback.models.experiment import (
+    MOST_DESIGNED,
     SEPARATOR,
     Exploration,
     Ids,
     assign_holdout,
+    designed_chances,
     draw_exploration,
     policy_probabilities,
+    uniform_chances,
 )
 from winback.models.limits import Limit, charged_value, within_ceilings
 from winback.models.next_best import NextBest, find_next_best
@@ -131,7 +134,9 @@ def decide(
     cost − contact cost + future value, and gives only supported coupons where that is positive.
     Exploring customers draw any coupon, first, and are charged to the budget: the whole list never
     costs more than ``budget`` in expectation. Without any supported coupon (a cold start)
-    exploration may use all of it, since nothing else can. A budget of 0 gives nobody a coupon.
+    exploration may use all of it, since nothing else can: up to half of the customers get a coupon,
+    by a design that learns most for the money
+    (:func:`winback.models.experiment.designed_chances`). A budget of 0 gives nobody a coupon.
     Explorers count in the further ``limits`` as everybody does, and take at most the same share
     of their ceilings; a floor is kept with supported coupons, at a loss if it must be.
 
@@ -161,10 +166,8 @@ def decide(
         customers.customer_id,
         as_of,
         experiment.salt,
-        may_get,
+        _wanted_chances(may_get, prospects, experiment, is_cold_start=is_cold_start),
         prospects.cost,
-        rate=experiment.exploration_rate,
-        floor=experiment.propensity_floor,
         limit=budget * share,
         limits=limits,
         limit_share=share,
@@ -178,7 +181,7 @@ def decide(
         coupon=coupon,
         treatment_group=np.where(holdout, "holdout", "treatment").astype(object),
         is_exploration=exploration.explores,
-        propensity=_propensity(prospects, may_get, worthwhile, exploration, allocation, limits),
+        propensity=_propensity(prospects, worthwhile, exploration, allocation, limits),
         expected_profit=expected_profit,
         baseline_profit=baseline_profit,
         expected_uplift=expected_profit - baseline_profit,
@@ -246,6 +249,16 @@ def _floored(limits: Sequence[Limit], is_supported: Bools) -> Bools:
     return counts & is_supported
 
 
+def _wanted_chances(
+    may_get: Bools, prospects: Prospects, experiment: Experiment, *, is_cold_start: bool
+) -> Floats:
+    """(n, A) with which chances exploration draws coupons if the money pays for it."""
+    rate, floor = experiment.exploration_rate, experiment.propensity_floor
+    if is_cold_start and rate > 0:
+        return designed_chances(may_get, prospects.cost, MOST_DESIGNED, floor)
+    return uniform_chances(may_get, rate, floor)
+
+
 def _allocate(
     prospects: Prospects,
     budget: float,
@@ -267,7 +280,6 @@ def _allocate(
 
 def _propensity(
     prospects: Prospects,
-    may_get: Bools,
     worthwhile: Bools,
     exploration: Exploration,
     allocation: Allocation,
@@ -276,7 +288,7 @@ def _propensity(
     net = charged_value(prospects.cautious, prospects.cost, limits, allocation.limit_prices)
     at_price = coupons_at_price(net, prospects.cost, worthwhile, allocation.dual_price)
     greedy = np.where(exploration.explores, at_price, allocation.coupon)
-    return pick(policy_probabilities(greedy, may_get, exploration.rate), allocation.coupon)
+    return pick(policy_probabilities(greedy, exploration.chance), allocation.coupon)
 
 
 def _net_value(prospects: Prospects, allocation: Allocation, limits: Sequence[Limit]) -> Floats:

@@ -61,7 +61,9 @@ class Outlook:
 class Experiment:
     """Holdout and exploration, see :mod:`winback.models.experiment`; all shares in [0, 1].
 
-    ``exploration_budget_share``: at most this share of the budget goes to exploring customers.
+    ``exploration_rate`` and ``exploration_budget_share`` (at most this share of the budget goes to
+    exploring customers) hold where something is known; in a cold start exploration takes what the
+    budget pays for, up to :data:`winback.models.experiment.MOST_DESIGNED`, unless its rate is 0.
     """
 
     salt: str

@@ -58,6 +58,8 @@ class Evaluation:
         versus_champion: challenger_as_is − champion; None without a champion.
         window_gain: challenger − none in the window alone, nothing charged beyond coupons and
             contact and nothing that follows, doubly robust at 95 %: what a holdout measures.
+        effects: by position of each coupon that the log holds, likewise: everybody gets it − nobody
+            gets any.
     """
 
     decisions: int
@@ -69,6 +71,7 @@ class Evaluation:
     versus_none: Estimate
     versus_champion: Estimate | None
     window_gain: Estimate
+    effects: dict[int, Estimate]
 
 
 def evaluate(
@@ -103,6 +106,7 @@ def evaluate(
         if plan is not None:
             policies[name] = view(plan, panel, panel).greedy(rows)
     gain = (policies[CHALLENGER] * (q - q[:, :1])).sum(axis=1)
+    window = replace(log, reward=views[0].earned(rows))
     return Evaluation(
         decisions=len(rows),
         customers=len(np.unique(log.customer)),
@@ -114,7 +118,8 @@ def evaluate(
         claimed=float(gain.mean()),
         versus_none=_compare(log, policies, CHALLENGER, NONE, q),
         versus_champion=_versus_champion(log, policies, q, panel.period[rows], champion),
-        window_gain=_gain(replace(log, reward=views[0].earned(rows)), policies[CHALLENGER], profit),
+        window_gain=_gain(window, policies[CHALLENGER], profit),
+        effects=_effects(window, profit),
     )
 
 
@@ -201,6 +206,14 @@ def _gain(log: Log, policy: Floats, q: Floats) -> Estimate:
     """A policy against no coupons, with its 95 % interval."""
     none = one_hot(np.zeros(len(policy), np.int64), policy.shape[1])
     return difference(log, policy, none, DOUBLY_ROBUST, q)
+
+
+def _effects(window: Log, profit: Floats) -> dict[int, Estimate]:
+    """By coupon, what it would change in the window if everybody got it; ``profit`` is (n, A)."""
+    return {
+        coupon: _gain(window, one_hot(np.full(len(profit), coupon), profit.shape[1]), profit)
+        for coupon in np.unique(window.coupon[window.coupon > 0]).tolist()
+    }
 
 
 def _compare(log: Log, policies: dict[str, Floats], one: str, other: str, q: Floats) -> Estimate:

@@ -13,6 +13,8 @@ from winback.models.decision import Decisions, Summary
 from winback.models.decision_inputs import NONE, Texts
 from winback.models.money import money
 
+NO_CONSENT = "No coupon: this customer has not agreed to be contacted."
+NO_PURCHASE_YET = "No coupon: this customer has not bought anything yet."
 WELL_KNOWN, KNOWN = 400, 100  # past offers: a 10 % response is known to ±3 and ±6 points
 UNPROVEN = "past offers do not show yet that coupons make customers buy"
 ALL = slice(None)
@@ -25,6 +27,8 @@ class _Speaker:
     decisions: Decisions
     labels: Texts
     situation: Texts
+    p_purchase: Floats
+    decision_days: int
     currency: str
 
     def amounts(self, values: Floats) -> Texts:
@@ -43,6 +47,7 @@ def explain(
     labels: Sequence[str],
     past_offers: Ints,
     situation: Sequence[str] | Texts,
+    p_purchase: Floats,
     *,
     decision_days: int,
     gap_days: int,
@@ -58,6 +63,7 @@ def explain(
         labels: (A,) the coupons' names for people.
         past_offers: (n,) logged offers of the chosen coupon to customers in a similar situation.
         situation: (n,) that situation in words, such as "last purchase within 7 days".
+        p_purchase: (n,) chance of a purchase within the decision's days; NaN where unknown.
         decision_days: days that the decision lasts.
         gap_days: days before a customer may get another coupon.
         max_contacts: coupons that a customer may get in ``max_contacts_days``; None: any number.
@@ -66,24 +72,30 @@ def explain(
         rows: only these customers; a million sentences at once take a gigabyte.
     """
     contacts = "" if max_contacts is None else f", or {max_contacts} in {_days(max_contacts_days)}"
-    speaker = _Speaker(decisions, _texts(labels), _texts(situation), currency)
+    speaker = _Speaker(
+        decisions, _texts(labels), _texts(situation), p_purchase, decision_days, currency
+    )
     at = np.arange(len(decisions.coupon))[rows]
     reason, drawn = decisions.suppression_reason[at], decisions.is_exploration[at]
     given = decisions.coupon[at] != NONE
     # without proof no coupon stands aside for what it would bring
     compared = (decisions.next_best.coupon[at] >= 0) & decisions.is_proven
     sentences = np.full(len(at), "", dtype=object)
+    sentences[reason == "no_consent"] = NO_CONSENT
+    sentences[reason == "no_purchase_yet"] = NO_PURCHASE_YET
     for name, sentence in _suppressed(gap_days, contacts, decisions.is_proven).items():
-        sentences[reason == name] = sentence
+        because = reason == name
+        sentences[because] = _join(sentence, _standing(speaker, at[because]))
     passed_over = compared & ((reason == "no_uplift") | (reason == "budget"))
     sentences[passed_over] = _passing_over(speaker, at[passed_over])
-    sentences[drawn & ~given] = (
-        "No coupon this time: drawn by chance, to learn what happens without one."
+    sentences[drawn & ~given] = _join(
+        "No coupon this time: drawn by chance, to learn what happens without one",
+        _standing(speaker, at[drawn & ~given]),
     )
     sentences[drawn & given] = _learning(speaker, at[drawn & given])
     chosen = at[given & ~drawn]
     sentences[given & ~drawn] = (
-        _earning(speaker, chosen, past_offers[chosen], decision_days)
+        _earning(speaker, chosen, past_offers[chosen])
         if decisions.is_proven
         else _ordered(speaker, chosen)
     )
@@ -119,17 +131,16 @@ def describe_run(summary: Summary, currency: str = "") -> str:
 
 
 def _suppressed(gap_days: int, contacts: str, is_proven: bool) -> dict[str, str]:
+    """What kept each from a coupon; where the customer stands follows."""
     not_worth_it = "none is expected to bring in more than it costs" if is_proven else UNPROVEN
     return {
-        "no_consent": "No coupon: this customer has not agreed to be contacted.",
-        "no_purchase_yet": "No coupon: this customer has not bought anything yet.",
         "recent_contact": (
-            f"No coupon: this customer got one in the last {_days(gap_days)}{contacts}."
+            f"No coupon: this customer got one in the last {_days(gap_days)}{contacts}"
         ),
-        "holdout": "No coupon: in the comparison group, which shows what coupons really bring.",
-        "low_support": "No coupon: past offers do not show what one does for such customers.",
-        "no_uplift": f"No coupon: {not_worth_it}.",
-        "budget": "No coupon: each one that would pay off exceeds a limit by itself.",
+        "holdout": "No coupon: in the comparison group, which shows what coupons really bring",
+        "low_support": "No coupon: past offers do not show what one does for such customers",
+        "no_uplift": f"No coupon: {not_worth_it}",
+        "budget": "No coupon: each one that would pay off exceeds a limit by itself",
     }
 
 
@@ -162,7 +173,7 @@ def _passing_over(speaker: _Speaker, at: Ints) -> Texts:
     )
 
 
-def _earning(speaker: _Speaker, at: Ints, past_offers: Ints, decision_days: int) -> Texts:
+def _earning(speaker: _Speaker, at: Ints, past_offers: Ints) -> Texts:
     decisions, amounts = speaker.decisions, speaker.amounts
     offers, place = np.unique(past_offers, return_inverse=True)
     confidence = np.array([_confidence(count) for count in offers.tolist()], dtype=object)
@@ -172,7 +183,7 @@ def _earning(speaker: _Speaker, at: Ints, past_offers: Ints, decision_days: int)
         amounts(decisions.long_run_uplift[at]),
         " more long-run profit than no coupon (",
         amounts(decisions.expected_uplift[at]),
-        f" in the next {_days(decision_days)}) at about ",
+        f" in the next {_days(speaker.decision_days)}) at about ",
         amounts(decisions.expected_cost[at]),
         " of coupon money; ",
         _next_best(speaker, at),
@@ -247,12 +258,27 @@ def _learning(speaker: _Speaker, at: Ints) -> Texts:
         speaker.labels[speaker.decisions.coupon[at]],
         ": drawn by chance, to learn how customers like this one respond, at about ",
         speaker.amounts(speaker.decisions.expected_cost[at]),
-        " of coupon money.",
+        " of coupon money",
+        _standing(speaker, at),
     )
 
 
 def _situated(speaker: _Speaker, at: Ints) -> Texts:
     return _join(" (", speaker.situation[at], ").")
+
+
+def _standing(speaker: _Speaker, at: Ints) -> Texts:
+    """The end of a sentence that compares no amounts: the customer's situation and chance."""
+    likely = _likely(speaker.p_purchase[at], speaker.decision_days)
+    return _join(" (", speaker.situation[at], likely, ").")
+
+
+def _likely(chance: Floats, days: int) -> Texts:
+    """(m,) "; 12 % likely to buy within 7 days", or nothing where it is not known."""
+    percent = np.where(np.isnan(chance), 101, np.rint(100 * chance)).astype(np.int64)
+    tail = f" % likely to buy within {'a day' if days == 1 else _days(days)}"
+    words = ["; under 1" + tail, *(f"; {n}{tail}" for n in range(1, 100)), "; over 99" + tail, ""]
+    return _texts(words)[percent]
 
 
 def _join(*parts: str | Texts) -> Texts:

@@ -151,7 +151,10 @@ class Settings(BaseModel):
         0.1, description="Customers that never get coupons, as a yardstick"
     )
     holdout_salt: str = Field("winback", description="Changing it draws a new holdout")
-    exploration_rate: Share = Field(0.1, description="Customers whose coupon is drawn by chance")
+    exploration_rate: Share = Field(
+        0.1,
+        description="Customers whose coupon is drawn by chance; with nothing known, up to half are",
+    )
     exploration_budget_share: Share = Field(
         0.2, description="At most this share of the budget goes to exploration"
     )

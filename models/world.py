@@ -58,7 +58,8 @@ class WorldConfig:
     Attributes:
         seed: which world of the family.
         effect: multiplies what coupons do to purchases and leaving; 0 is the null world.
-        sleeping_dogs: share of customers whom a coupon drives away.
+        sleeping_dogs: share of the type that buys less with a coupon (in four worlds of five: its
+            effect is drawn too). Every type leaves through fatigue, bargain hunters more than it.
         fatigue: what is lost of a coupon's effect with each coupon that still weighs.
         confounding: log odds by which one standard deviation of the chance of buying anyway raises
             the chance of an offer in the log.

@@ -184,6 +184,7 @@ def _explainer(
         catalogue.labels,
         pick(scored.support, decisions.coupon).astype(np.int64),
         situation,
+        scored.p_purchase,
         decision_days=settings.decision_days,
         gap_days=settings.gap_days,
         max_contacts=settings.max_contacts,

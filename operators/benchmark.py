@@ -22,6 +22,7 @@ from winback.models.peers import decide, policies
 from winback.models.peers_data import PeerData
 from winback.models.peers_judgement import Stated, bounds, judge
 from winback.models.peers_learners import Learners
+from winback.models.settings import load_settings
 from winback.models.world import FACE_VALUES
 from winback.models.world_observer import best_observer
 from winback.operators.benchmark_peers import read_peer_data
@@ -53,7 +54,8 @@ class BenchmarkOptions:
         url: of the warehouse.
         schema: whose ``policy_benchmark`` the rows go to.
         policies: names of those to run; empty: all.
-        settings: of winback, for all its variants.
+        settings: of winback, for all its variants; the others have their defaults, whatever the
+            environment says.
         fresh: run what the table already has by the present code.
         keep: leave the worlds' own schemas in the warehouse.
     """
@@ -66,6 +68,7 @@ class BenchmarkOptions:
     keep: bool = False
 
     def __post_init__(self) -> None:
+        load_settings(self.settings, {})  # refused before the first world is made
         unknown = sorted(set(self.policies) - set(all_policies()))
         if unknown:
             raise SettingsError(
@@ -100,10 +103,10 @@ def run_world(world: BenchmarkWorld, options: BenchmarkOptions, say: Say) -> lis
         build_features(product.run)
         check(product.run, "sources", "features")
         say(f"{world.name}: log and features ready, {time.monotonic() - began:.0f} s")
-        deciders = _deciders(known, product)
+        by_name = deciders(known, product)
         own = partial(value_figures, known, product.run)
         record = partial(_measure, world=world, known=known, own=own, options=options, say=say)
-        return [record(policy, deciders[policy]) for policy in missing]
+        return [record(policy, by_name[policy]) for policy in missing]
 
 
 def run_worlds(
@@ -143,7 +146,7 @@ def scratch(world: BenchmarkWorld, options: BenchmarkOptions) -> Iterator[Place]
 Decider = Callable[[], tuple[Ints, Stated]]
 
 
-def _deciders(known: KnownWorld, product: Product) -> dict[str, Decider]:
+def deciders(known: KnownWorld, product: Product) -> dict[str, Decider]:
     """What each policy decides, by name; the rivals share one reading of the warehouse."""
     shared = _Shared(known, product)
     perfect = bounds(known.truth, known.history.people)

@@ -116,15 +116,22 @@ def value_svg(rows: Sequence[Row]) -> str:
         return as_svg(drawing, "Value of the plan: estimate against truth")
 
 
+def lives(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of closed loops by world and policy, week after week: ``plain 0: winback``."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["week"]):
+        found.setdefault(f"{row['world']}: {row['policy']}", []).append(row)
+    return found
+
+
 def loop_svg(rows: Sequence[Row], name: str, label: str) -> str:
-    """A figure week by week, one line per world."""
+    """A figure week by week, one line per world and policy."""
     with style_axes():
         drawing, axes = new_figure(WIDE)
-        for number, world in enumerate(dict.fromkeys(row["world"] for row in rows)):
-            own = sorted((r for r in rows if r["world"] == world), key=lambda row: row["week"])
+        for number, (life, own) in enumerate(lives(rows).items()):
             colour = COUPON_COLOURS[number % len(COUPON_COLOURS)]
             weeks = [row["week"] for row in own]
-            axes.plot(weeks, [row[name] for row in own], "o-", ms=4, color=colour, label=world)
+            axes.plot(weeks, [row[name] for row in own], "o-", ms=4, color=colour, label=life)
         axes.axhline(0, color=MUTED, lw=1)
         axes.set_xlabel("week of the closed loop")
         axes.set_ylabel(label)

@@ -87,15 +87,18 @@ class Place:
         return f"{self.name}_raw"
 
     def run(self, as_of: str, **settings: Any) -> Run:
-        """A run of the product in this place."""
-        chosen = {
+        """A run of the product in this place.
+
+        What is not given has its default, whatever the environment says: figures hang on the code
+        and on ``settings`` alone.
+        """
+        own = {
             "as_of": as_of,
             "source_schema": self.sources,
             "schema_name": self.name,
             "artifacts_uri": self.artifacts_uri,
-            **settings,
         }
-        return Run(self.url, as_of, "benchmark", load_settings(chosen))
+        return Run(self.url, as_of, "benchmark", load_settings({**settings, **own}, {}))
 
     def clear(self) -> None:
         """Drop the schemas with all that is in them."""
@@ -211,7 +214,7 @@ class Product:
             SettingsError: a setting is unknown, or shapes the features, which all variants share.
         """
         _check_names(overrides, set(type(self.run.settings).model_fields))
-        settings = load_settings({**self.run.settings.model_dump(), **overrides})
+        settings = load_settings({**self.run.settings.model_dump(), **overrides}, {})
         run, stale = replace(self.run, settings=settings), False
         for step, function in STEPS.items():
             used = {k: v for k, v in overrides.items() if FIRST_STEP.get(k, PLAN) == step}

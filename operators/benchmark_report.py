@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
 from io import StringIO
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
 from winback.models.errors import NotFittedError, SettingsError
+from winback.models.peers import STATIC
 from winback.operators import benchmark_plots as plots
 from winback.operators.benchmark_worlds import FAMILIES
 
@@ -27,7 +29,28 @@ VALUE_CAPTION = (
 )
 LOOP_CAPTION = (
     "Closed loop, true uplift in currency units; regret is what the oracle would have gained more "
-    "from the same customers, over all weeks:"
+    "over all weeks, from the same customers as the policy's own past left them:"
+)
+BEST_STATIC, STATIC_BEGINS = "best coupon for all", STATIC.partition("{")[0]
+ELSEWHERE_FAMILIES = ("plain", "confounded")
+# Percent of the oracle's uplift in worlds of these families, by policies of the same kind.
+ELSEWHERE = {
+    "best observer": ("85", "93"),
+    "oracle, state only": ("50", "64"),
+    "oracle, this week only": ("44 to 69", "44 to 69"),
+    "P(buy) x margin - cost": ("26", "41"),
+    "S-learner": ("20", "37"),
+    "T-learner": ("18", "31"),
+    "tabular planning": ("11", "36"),
+    "RFM rule": ("-4", "-12"),
+    BEST_STATIC: ("-11", "-8"),
+    "random": ("-11", "-12"),
+    "response, logistic": ("-17", "-24"),
+    "response, boosting": ("-17", "-24"),
+}
+ELSEWHERE_CAPTION = (
+    "What is known elsewhere was measured with other code on another family of worlds of 20,000 "
+    "customers × 40 weeks."
 )
 Row = Mapping[str, Any]
 
@@ -76,6 +99,7 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         head, body = uplift_table(once)
         parts += [UPLIFT_CAPTION]
         parts += [_table(head, body)]
+        parts += [ELSEWHERE_CAPTION] if _calibrating(once) else []
         head, body = shares_table(once)
         parts += ["Money, harm, and stated against true, over all worlds:", _table(head, body)]
     if _valued(once):
@@ -100,6 +124,7 @@ def page(rows: Sequence[Row], command: str) -> str:
         command=command,
         sizes=_sizes(rows),
         tables=tables,
+        elsewhere=ELSEWHERE_CAPTION if _calibrating(once) else None,
         value=value_table(once) if _valued(once) else None,
         value_caption=VALUE_CAPTION,
         loop=loop_table(loop) if loop else None,
@@ -108,13 +133,19 @@ def page(rows: Sequence[Row], command: str) -> str:
 
 
 def uplift_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and body: a line per policy, best first, a column per family of worlds."""
+    """Head and body: a line per policy, best first, a column per family of worlds.
+
+    The last column has what is known elsewhere, of those families of which it is.
+    """
     families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
     counts = {f: len({row["world_id"] for row in rows if row["family"] == f}) for f in families}
     head = ["policy", *(f"{family} ({counts[family]})" for family in families)]
-    body = [
-        [policy, *(_uplift(rows, policy, family) for family in families)] for policy in ranked(rows)
-    ]
+    order = ranked(rows)
+    body = [[policy, *(_uplift(rows, policy, family) for family in families)] for policy in order]
+    if calibrating := _calibrating(rows):
+        head.append(f"known elsewhere: {' / '.join(calibrating)}")
+        for line in body:
+            line.append(_elsewhere(line[0], order, calibrating))
     return head, body
 
 
@@ -145,27 +176,25 @@ def value_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def loop_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and body: the mean of the first and of the last five weeks, their ratio, the regret."""
-    head = ["world", "first 5 weeks", "last 5 weeks", "ratio", "percent of the oracle's", "regret"]
+    head = ["world: policy", "first 5 weeks", "last 5 weeks", "ratio"]
+    head += ["percent of the oracle's", "regret"]
     body = []
-    for world in dict.fromkeys(row["world"] for row in rows):
-        own = sorted((row for row in rows if row["world"] == world), key=lambda row: row["week"])
+    for life, own in plots.lives(with_regret(rows)).items():
         early, late = own[:5], own[-5:]
         before, after = _mean(early, "uplift"), _mean(late, "uplift")
         ratio = f"{after / before:.2f}" if before > 0 else ""
         shares = [f"{_mean(part, 'percent'):.0f}" for part in (early, late) if _known(part)]
-        regret = f"{with_regret(own)[-1]['regret']:,.0f}"
-        body.append([world, f"{before:,.0f}", f"{after:,.0f}", ratio, " → ".join(shares), regret])
+        regret = f"{own[-1]['regret']:,.0f}"
+        body.append([life, f"{before:,.0f}", f"{after:,.0f}", ratio, " → ".join(shares), regret])
     return head, body
 
 
 def with_regret(rows: Sequence[Row]) -> list[Row]:
     """A loop's rows with ``regret``: what the oracle would have gained more, up to that week."""
-    sums: dict[str, float] = {}
     found: list[Row] = []
-    for row in sorted(rows, key=lambda row: row["week"]):
-        lost = row["oracle_uplift"] - row["uplift"]
-        sums[row["world"]] = sums.get(row["world"], 0.0) + lost
-        found.append({**row, "regret": sums[row["world"]]})
+    for own in plots.lives(rows).values():
+        regret = accumulate(row["oracle_uplift"] - row["uplift"] for row in own)
+        found += [{**row, "regret": lost} for row, lost in zip(own, regret, strict=True)]
     return found
 
 
@@ -246,6 +275,20 @@ def _uplift(rows: Sequence[Row], policy: str, family: str) -> str:
     percent = _values(rows, policy, "percent", family)
     given = _values(rows, policy, "given", family)
     return _spread(percent) if percent or not given else f"{median(given):.1%} get one"
+
+
+def _calibrating(rows: Sequence[Row]) -> list[str]:
+    """The families among the rows of which something is known elsewhere."""
+    return [f for f in ELSEWHERE_FAMILIES if any(row["family"] == f for row in rows)]
+
+
+def _elsewhere(policy: str, order: Sequence[str], families: Sequence[str]) -> str:
+    """What is known of such a policy, of one coupon for all only if it is the best such."""
+    best = next((name for name in order if name.startswith(STATIC_BEGINS)), None)
+    known = ELSEWHERE.get(BEST_STATIC if policy == best else policy)
+    if known is None:
+        return ""
+    return " / ".join(known[ELSEWHERE_FAMILIES.index(family)] for family in families)
 
 
 def _spread(values: Sequence[float]) -> str:

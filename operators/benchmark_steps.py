@@ -1,13 +1,18 @@
 """Steps of ``winback_benchmark``: list the worlds, run one of them, report."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context
 
 from winback.models.settings import load_settings
 from winback.operators.artifacts import root_folder
 from winback.operators.warehouse import DEFAULT_CONNECTION, warehouse_url
+
+if TYPE_CHECKING:
+    from winback.operators.benchmark import BenchmarkOptions
 
 SIZES = ("worlds", "customers", "weeks")
 
@@ -24,6 +29,7 @@ class ListWorldsOperator(BaseOperator):
 
         params: Mapping[str, Any] = context["params"]
         count, customers, weeks = (params[name] for name in SIZES)
+        _options(params)  # wrong ones are refused here, not in every world
         worlds = choose_worlds(count, customers, weeks, params["families"], params["dials"])
         return [world.to_dict() for world in worlds]
 
@@ -46,17 +52,12 @@ class RunWorldOperator(BaseOperator):
         self.warehouse_conn_id = warehouse_conn_id
 
     def execute(self, context: Context) -> int:
-        from winback.operators.benchmark import BenchmarkOptions, run_world
+        from winback.operators.benchmark import run_world
         from winback.operators.benchmark_loop import run_loop
         from winback.operators.benchmark_worlds import BenchmarkWorld
 
         params: Mapping[str, Any] = context["params"]
-        options = BenchmarkOptions(
-            warehouse_url(self.warehouse_conn_id),
-            load_settings().schema_name,
-            tuple(params["policies"]),
-            fresh=params["fresh"],
-        )
+        options = _options(params, warehouse_url(self.warehouse_conn_id))
         world = BenchmarkWorld(**self.world)
         if params["loop"]:
             return len(run_loop(world, options, self.log.info, params["loop"]))
@@ -89,7 +90,27 @@ class BenchmarkReportOperator(BaseOperator):
         from winback.operators.benchmark_worlds import BenchmarkWorld
 
         worlds = [BenchmarkWorld(**world) for world in self.worlds]
-        url, settings = warehouse_url(self.warehouse_conn_id), load_settings()
-        rows = read_rows(url, settings.schema_name, worlds)
-        folder = root_folder(settings.artifacts_uri) / "benchmark"
-        return write_report(rows, folder, f"airflow dags trigger {context['dag'].dag_id}")
+        params: Mapping[str, Any] = context["params"]
+        options = _options(params, warehouse_url(self.warehouse_conn_id))
+        rows = read_rows(options.url, options.schema, worlds)
+        folder = root_folder(load_settings().artifacts_uri) / "benchmark"
+        return write_report(rows, folder, _call(context["dag"].dag_id, params))
+
+
+def _options(params: Mapping[str, Any], url: str = "") -> "BenchmarkOptions":
+    """The DAG's params as the command's options.
+
+    Raises:
+        SettingsError: a policy or a setting is unknown, or a value impossible.
+    """
+    from winback.operators.benchmark import BenchmarkOptions
+
+    settings = dict(params["settings"])
+    schema = load_settings(settings).schema_name
+    policies = tuple(params["policies"])
+    return BenchmarkOptions(url, schema, policies, settings, fresh=params["fresh"])
+
+
+def _call(dag_id: str, params: Mapping[str, Any]) -> str:
+    """How to get the same report again."""
+    return f"airflow dags trigger {dag_id} --conf {shlex.quote(json.dumps(dict(params)))}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from winback import __version__
+from winback.models.settings import load_settings
 from winback.operators.benchmark_worlds import BenchmarkWorld
 from winback.operators.warehouse import ensure_output_tables, read_table, transaction
 
@@ -54,7 +55,8 @@ def version_of(settings: Mapping[str, Any], *, is_rival: bool = False) -> str:
     code = _code_version(is_rival)
     if not settings:
         return code
-    text = json.dumps(dict(settings), sort_keys=True, default=str)
+    chosen = load_settings(settings, {})  # "2" and 2.0 are the same setting
+    text = chosen.model_dump_json(include=set(settings))
     return f"{code}.{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 

@@ -53,6 +53,7 @@ values (
 )
 """
 RECORDED = ("value", "lower", "upper", "effective_sample_size", "max_weight")
+WINDOW = "{} - none, window"  # a policy's or a coupon's gain in the window alone
 EMPTY = "the log holds no decision with a choice whose outcome and follow-up are known"
 NOTHING = Estimate(nan, nan, nan, 0.0, 0.0, EMPTY)
 CHOOSING = ("gamma", "use_planning", "pessimism", "min_visits")
@@ -97,11 +98,12 @@ def evaluate(run: Run) -> dict[str, Any]:
     rules = rules_of(run.settings, catalogue, run.artifacts.read_json(PLAN))
     champion = _read_champion(run, catalogue)
     found = _evaluate(run, catalogue, Plan(read_response(run), rules), champion.plan)
+    effects = _effects(found, catalogue) if found else {}
     verdict = _judge(run, found, champion)
     if not (verdict.is_sure and verdict.rule_passed):
         logger.warning("%s", verdict.reason)
-    _record(run, found)
-    figures = _figures(found, verdict, champion)
+    _record(run, found, effects)
+    figures = _figures(found, verdict, champion, effects)
     run.artifacts.write_json(GATE, figures)
     return figures
 
@@ -166,7 +168,12 @@ def _judge(run: Run, found: "Evaluation | None", champion: _Champion) -> Verdict
     )
 
 
-def _record(run: Run, found: "Evaluation | None") -> None:
+def _effects(found: "Evaluation", catalogue: Catalogue) -> dict[str, Estimate]:
+    """What each coupon that the log holds would add if everybody got it, by its id."""
+    return {catalogue.coupon_ids[coupon]: one for coupon, one in found.effects.items()}
+
+
+def _record(run: Run, found: "Evaluation | None", effects: Mapping[str, Estimate]) -> None:
     from psycopg import sql
 
     with transaction(run.url) as connection:
@@ -174,18 +181,21 @@ def _record(run: Run, found: "Evaluation | None") -> None:
         if found is None:
             return
         propensities = _propensities(run)
-        for policy, estimates in (found.estimates | _differences(found)).items():
+        for policy, estimates in (found.estimates | _differences(found, effects)).items():
             for estimator, one in estimates.items():
                 named = {"policy": policy, "estimator": estimator, "propensities": propensities}
                 values = {**run.names, **named, **_one(one)}
                 connection.execute(sql.SQL(RECORD).format(**_quoted(values)))
 
 
-def _differences(found: "Evaluation") -> dict[str, dict[str, Estimate]]:
-    """What the gate goes by and what the holdout will measure, as of one policy."""
+def _differences(
+    found: "Evaluation", effects: Mapping[str, Estimate]
+) -> dict[str, dict[str, Estimate]]:
+    """What the gate goes by, what the holdout will measure, each coupon: as of one policy."""
     compared = {
+        **{WINDOW.format(coupon_id): one for coupon_id, one in effects.items()},
         "challenger - none": found.versus_none,
-        "challenger - none, window": found.window_gain,
+        WINDOW.format("challenger"): found.window_gain,  # even if a coupon is called challenger
         "challenger_as_is - champion": found.versus_champion,
     }
     return {name: {DOUBLY_ROBUST: one} for name, one in compared.items() if one is not None}
@@ -206,8 +216,13 @@ def _quoted(names: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(found: "Evaluation | None", verdict: Verdict, champion: _Champion) -> dict[str, Any]:
-    """JSON-able: the verdict, and each policy by its best estimator."""
+def _figures(
+    found: "Evaluation | None",
+    verdict: Verdict,
+    champion: _Champion,
+    effects: Mapping[str, Estimate],
+) -> dict[str, Any]:
+    """JSON-able: the verdict, each policy by its best estimator, and each coupon's effect."""
     figures = {**asdict(verdict), "champion": champion.name}
     if found is None:
         return {**figures, "decisions": 0, "policies": {}}
@@ -225,6 +240,7 @@ def _figures(found: "Evaluation | None", verdict: Verdict, champion: _Champion) 
         "profit_without": found.profit_without,
         "claimed_uplift": found.claimed,
         "policies": policies,
+        "effects": [{"coupon_id": coupon_id, **_one(one)} for coupon_id, one in effects.items()],
     }
 
 

@@ -246,6 +246,11 @@ class RunReport:
         return [{"name": words, **found[key]} for key, words in POLICIES.items() if key in found]
 
     @property
+    def effects(self) -> list[Row]:
+        """What each coupon would add in the window if everybody got it, in catalogue order."""
+        return list(self.evaluation.get("effects", []))
+
+    @property
     def overlap_rows(self) -> list[Row]:
         """Each coupon's overlap; none before the first offer."""
         return [row for row in self.overlap.get("coupons", []) if "decisions" in row]

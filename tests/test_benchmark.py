@@ -3,9 +3,10 @@
 import csv
 import json
 import os
+import re
+import shlex
 from dataclasses import replace
 from datetime import date, timedelta
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 
 from winback.__main__ import main
+from winback.dags.winback_benchmark import dag
 from winback.models.errors import DataError, NotFittedError, SettingsError
 from winback.operators.benchmark import (
     BenchmarkOptions,
@@ -23,13 +25,7 @@ from winback.operators.benchmark import (
 )
 from winback.operators.benchmark_loop import run_loop
 from winback.operators.benchmark_product import MEASURED, build_features
-from winback.operators.benchmark_report import (
-    loop_table,
-    markdown,
-    value_table,
-    with_regret,
-    write_report,
-)
+from winback.operators.benchmark_report import markdown, with_regret, write_report
 from winback.operators.benchmark_steps import (
     BenchmarkReportOperator,
     ListWorldsOperator,
@@ -37,12 +33,7 @@ from winback.operators.benchmark_steps import (
 )
 from winback.operators.benchmark_table import VALUES, prepare, read_rows
 from winback.operators.benchmark_value import weeks_of
-from winback.operators.benchmark_worlds import (
-    FAMILIES,
-    BenchmarkWorld,
-    choose_worlds,
-    read_dials,
-)
+from winback.operators.benchmark_worlds import BenchmarkWorld, choose_worlds
 from winback.operators.evaluate_policy import GRID_START
 from winback.operators.panel import read_panel
 from winback.operators.snapshots import read_catalogue
@@ -215,97 +206,92 @@ def test_a_wrong_call_ends_with_2(option, words, warehouse_url, tmp_path, capsys
     assert words in capsys.readouterr().err
 
 
-def test_a_loop_learns_from_its_own_decisions(options, worlds):
-    """Two weeks: both are judged, by the same budget, and stand beside the one-shot rows."""
+@pytest.fixture(scope="module")
+def own_loop(options) -> tuple[BenchmarkWorld, list[dict]]:
+    """A world that lived on for two weeks with nobody named, and its rows."""
     world = BenchmarkWorld("plain", 5, CUSTOMERS, WEEKS)
+    return world, run_loop(world, replace(options, policies=()), print, 2)
+
+
+def test_a_loop_learns_from_its_own_decisions(own_loop):
+    """Two weeks: both are judged, by the same budget."""
+    _, rows = own_loop
+    assert [(row["policy"], row["week"]) for row in rows] == [("winback", 1), ("winback", 2)]
+    assert len({row["budget"] for row in rows}) == 1
+    assert len({row["oracle_uplift"] for row in rows}) == 2  # the customers have moved on
+
+
+def test_policies_live_side_by_side_each_with_its_own_history(own_loop, options):
+    """Oracle: with one log and one budget the first week is the same for all, the second is not.
+
+    And who knows everything has no regret. winback's weeks are not run again.
+    """
+    world, ours = own_loop
+    several = replace(options, policies=("winback", "oracle", "random"))
     lines: list[str] = []
-    weeks = run_loop(world, options, lines.append, 2)
-    assert [row["week"] for row in weeks] == [1, 2]
-    assert len({row["budget"] for row in weeks}) == 1
-    assert len({row["oracle_uplift"] for row in weeks}) == 2  # the customers have moved on
-    assert run_loop(world, options, lines.append, 2) == []
-    stored = read_rows(options.url, options.schema, [world])
-    assert [row["week"] for row in stored] == [1, 2]
-    assert "| plain 5 |" in markdown(stored, "")
+    rows = run_loop(world, several, lines.append, 2)
+    others = [("oracle", 1), ("oracle", 2), ("random", 1), ("random", 2)]
+    assert [(row["policy"], row["week"]) for row in rows] == others
+    assert lines[0] == "plain 5: the loop of winback is in the table already"
+    assert len({row["budget"] for row in [*ours, *rows]}) == 1
+    attainable = {
+        week: {row["oracle_uplift"] for row in [*ours, *rows] if row["week"] == week}
+        for week in (1, 2)
+    }
+    assert [len(attainable[week]) for week in (1, 2)] == [1, 3]
+    regret = {row["policy"]: row["regret"] for row in with_regret(rows)}  # the last week's
+    assert regret["oracle"] == pytest.approx(0)
+    assert regret["random"] > 0
+    text = markdown(read_rows(options.url, options.schema, [world]), "")
+    assert all(f"| plain 5: {policy} |" in text for policy in several.policies)
 
 
-def test_the_first_worlds_go_through_the_families():
-    worlds = choose_worlds(len(FAMILIES) + 1, 10, 5)
-    assert [world.family for world in worlds[:-1]] == list(FAMILIES)
-    assert worlds[-1].name == "plain 1"
-    assert len({world.world_id for world in worlds}) == len(worlds)
-    assert list(FAMILIES)[:4] == ["plain", "confounded", "propensities missing", "null"]
+def test_the_best_observer_cannot_live_in_a_loop(options, worlds):
+    with pytest.raises(SettingsError, match="can live in a loop; came best observer"):
+        run_loop(worlds[0], replace(options, policies=("best observer",)), print, 2)
 
 
-@pytest.mark.parametrize(
-    ("family", "seed", "dials", "world_id"),
-    [
-        ("plain", 3, {}, "86cc41fe17b5"),
-        ("propensities missing", 3, {}, "21694a3d8854"),
-        ("sparse", 3, {}, "03050311b660"),
-        ("plain", 3, {"confounding": 1}, "4cf94e3e3914"),
-    ],
-)
-def test_worlds_that_were_measured_keep_their_ids(family, seed, dials, world_id):
-    """Oracle: the ids in the rows behind the README's table."""
-    assert BenchmarkWorld(family, seed, 20_000, 40, read_dials(dials)).world_id == world_id
-
-
-@pytest.mark.parametrize("dial", ["redemption_by_fatigue", "thrift"])
-def test_a_dial_that_is_turned_makes_another_world(dial):
-    plain, other = (BenchmarkWorld("plain", 0, 10, 5, read_dials({dial: x})) for x in (0, "0.1"))
-    assert plain.world_id != other.world_id
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_leaves_something_to_gain_but_the_null_worlds(family):
-    """And a budget to waste; in a short log as in a long one."""
-    known = BenchmarkWorld(family, 0, 200, 6).make()
-    assert (known.truth.oracle_uplift > 0) == (family != "null")
-    assert known.truth.budget > 0
-
-
-@pytest.mark.parametrize("weeks", [2, 3, 6, 40])
-def test_the_last_quarter_of_a_drifting_log_is_another_world(weeks):
-    """Oracle: the calendar; and the week to decide is that of the other world, too."""
-    known = BenchmarkWorld("drift", 0, 20, weeks).make()
-    week = known.world.config.drift_week
-    assert weeks / 2 <= week < weeks
-    assert weeks - week == -(-weeks // 4)
-    assert not np.array_equal(known.today.purchase, known.world.purchase)
-
-
-def test_dials_are_read_from_text_and_turn_over_the_familys():
-    text = {"drift_week": "3", "propensities_logged": "false", "effect": "2", "overlap": ".1"}
-    (world,) = choose_worlds(1, 10, 20, ["drift"], text)
-    config = world.config
-    assert (config.drift_week, config.propensities_logged) == (3, False)
-    assert (config.effect, config.overlap) == (2.0, 0.1)
-    again = BenchmarkWorld(**json.loads(json.dumps(world.to_dict())))
-    assert (again, again.world_id) == (world, world.world_id)
-
-
-def test_the_dags_steps_find_what_is_there(rows, worlds, warehouse_url, tmp_path):
-    """The rivals' rows do not depend on winback's settings, so nothing is run."""
-    dag = SimpleNamespace(dag_id="winback_benchmark")
-    params = {"policies": ["oracle", "none"], "loop": 0, "fresh": False}
-    listed = [world.to_dict() for world in worlds]
+def test_the_dags_steps_run_what_is_missing_and_report_it(options, tmp_path):
+    """Oracles: the command, which has nothing left to do with the same settings; its own words."""
+    world = BenchmarkWorld("plain", 8, CUSTOMERS, WEEKS)
+    chosen = {"policies": ["oracle", "none"], "settings": {"default_margin_rate": 0.2}}
+    params = {**dag.params.dump(), **chosen}
     environment = {
-        "AIRFLOW_CONN_WINBACK_WAREHOUSE": warehouse_url,
+        "AIRFLOW_CONN_WINBACK_WAREHOUSE": options.url,
         "WINBACK_ARTIFACTS_URI": tmp_path.as_uri(),
     }
     with patch.dict(os.environ, environment):
-        for world in listed:
-            step = RunWorldOperator(task_id="run_world", world=world)
-            assert step.execute({"params": params}) == 0
-        report = BenchmarkReportOperator(task_id="report", worlds=listed)
-        report.execute({"dag": dag})
-    assert "airflow dags trigger" in (tmp_path / "benchmark" / "benchmark.html").read_text()
+        step = RunWorldOperator(task_id="run_world", world=world.to_dict())
+        assert [step.execute({"params": params}) for _ in range(2)] == [2, 0]
+        report = BenchmarkReportOperator(task_id="report", worlds=[world.to_dict()])
+        report.execute({"dag": dag, "params": params})
+    (oracle,) = (
+        row for row in read_rows(options.url, options.schema, [world]) if row["policy"] == "oracle"
+    )
+    assert oracle["percent"] == pytest.approx(100)
+    asked = replace(options, policies=("oracle", "none"), settings={"default_margin_rate": "0.2"})
+    assert policies_to_run(world, asked) == []
+    assert policies_to_run(world, replace(asked, settings={})) == ["oracle", "none"]
+    written = (tmp_path / "benchmark" / "benchmark.md").read_text()
+    command = shlex.split(re.findall("`(.+?)`", written)[0])
+    assert command[:5] == ["airflow", "dags", "trigger", "winback_benchmark", "--conf"]
+    assert json.loads(command[5]) == params
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"settings": {"pesimism": 1}}, "pesimism"),
+        ({"settings": {"gamma": 2}}, "gamma"),
+        ({"policies": ["best"]}, "expected some of oracle"),
+    ],
+)
+def test_the_dag_refuses_a_wrong_param_before_any_world(wrong, words):
+    with pytest.raises(SettingsError, match=words):
+        ListWorldsOperator(task_id="x").execute({"params": {**dag.params.dump(), **wrong}})
 
 
 def test_the_dag_lists_the_worlds_of_its_params():
-    from winback.dags.winback_benchmark import dag
-
     params = {**dag.params.dump(), "worlds": 2, "families": ["sparse"], "dials": {"confounding": 1}}
     listed = ListWorldsOperator(task_id="x").execute({"params": params})
     worlds = [BenchmarkWorld(**world) for world in listed]
@@ -322,39 +308,6 @@ def test_periods_of_the_grid_are_weeks_of_the_world():
         GRID_START + timedelta(weeks=p) == monday(w) for p, w in zip(periods, weeks, strict=True)
     )
     assert weeks_of(periods).tolist() == weeks
-
-
-def worth(world: str, estimate: float, half: float, true: float, oracle: float) -> dict:
-    ends = {"value_lower": estimate - half, "value_upper": estimate + half}
-    value = {"value_estimate": estimate, "value_true": true, "value_oracle": oracle}
-    return {"world": world, "family": world.split()[0], **ends, **value}
-
-
-def test_errors_and_coverage_by_hand():
-    rows = [
-        worth("plain 0", 0.50, 0.2, true=0.60, oracle=1.0),  # 10 % off, held
-        worth("plain 1", 0.50, 0.1, true=0.80, oracle=2.0),  # 15 %, not held
-        worth("null 0", 0.00, 0.0, true=0.0, oracle=0.0),  # no coupons: nothing to tell
-        worth("null 1", 0.01, 0.05, true=-0.02, oracle=0.0),  # held
-        {**dict.fromkeys(VALUES), "world": "sparse 0", "family": "sparse"},
-    ]
-    assert value_table(rows)[1] == [
-        ["plain (2)", "12.5 %", "15.0 %", "1 of 2"],
-        ["null (2)", "", "", "1 of 1"],
-        ["all (4)", "12.5 %", "15.0 %", "2 of 3"],
-    ]
-
-
-def test_regret_is_what_the_oracle_gains_more_by_hand():
-    """Two worlds, their weeks in any order."""
-    gains = {("a", 2): (9, 5), ("b", 1): (4, 4), ("a", 1): (10, 7), ("b", 2): (6, 8)}
-    rows = [
-        {"world": world, "week": week, "oracle_uplift": best, "uplift": ours, "percent": 50.0}
-        for (world, week), (best, ours) in gains.items()
-    ]
-    assert [(line[0], line[-1]) for line in loop_table(rows)[1]] == [("a", "7"), ("b", "-2")]
-    found = {(row["world"], row["week"]): row["regret"] for row in with_regret(rows)}
-    assert found == {("a", 1): 3, ("a", 2): 7, ("b", 1): 0, ("b", 2): -2}
 
 
 def test_an_older_warehouse_gets_the_later_columns(rows, options):

@@ -18,9 +18,10 @@ from winback.operators.benchmark_product import (
     RESPONSE,
     STEPS,
     SURVIVAL,
+    Place,
     Product,
 )
-from winback.operators.benchmark_table import RIVAL_CODE
+from winback.operators.benchmark_table import RIVAL_CODE, version_of
 from winback.operators.dbt_build import SETTING_VARS
 from winback.operators.run import Run
 
@@ -57,6 +58,29 @@ def test_a_variant_refuses_what_it_cannot_change(setting, words):
     product = Product(Run("", "2026-01-05", "benchmark", load_settings({})))
     with pytest.raises(SettingsError, match=words):
         product.recommend(setting)
+
+
+def test_the_environments_settings_are_not_a_benchmarks(monkeypatch):
+    """Oracle: the defaults, and what was given; rows know of no other settings."""
+    for name, text in {"pessimism": "3", "use_planning": "false", "timezone": "Asia/Tokyo"}.items():
+        monkeypatch.setenv(f"WINBACK_{name.upper()}", text)
+    assert load_settings().pessimism == 3  # they are read where they should be
+    settings = Place("", "shop", "file:///tmp").run("2026-01-05", gamma="0.5").settings
+    own = {"as_of": "2026-01-05", "source_schema": "shop_raw", "schema_name": "shop"}
+    assert settings == load_settings({**own, "artifacts_uri": "file:///tmp", "gamma": 0.5}, {})
+
+
+def test_a_place_keeps_its_own_schemas():
+    """Whatever was set: a benchmark drops them when it is done."""
+    given = {"schema_name": "winback", "source_schema": "raw"}
+    settings = Place("", "shop", "file:///tmp").run("2026-01-05", **given).settings
+    assert (settings.schema_name, settings.source_schema) == ("shop", "shop_raw")
+
+
+def test_a_settings_value_is_one_however_it_is_written():
+    """As text on the command line, as a number in a form."""
+    assert version_of({"gamma": "0.50"}) == version_of({"gamma": 0.5}) != version_of({})
+    assert version_of({"gamma": 0.5}) != version_of({"gamma": 0.6})
 
 
 @pytest.mark.parametrize("step", MODULES)

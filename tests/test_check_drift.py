@@ -242,6 +242,51 @@ def test_forecasts_against_numpy(warehouse_url: str, factor: float, verdict: str
     assert check_drift(earlier)["decided_on"] is None
 
 
+ESTIMATES = [  # as the reports leave them, the newest not over yet at AS_OF
+    (AS_OF - timedelta(6), AS_OF + timedelta(1), True, 0.1, 0.3, 0.2, 0.4),
+    (AS_OF - timedelta(7), AS_OF, None, -0.5, 0.25, 1.5, 2.0),
+    (AS_OF - timedelta(8), AS_OF - timedelta(1), True, 9.0, 9.5, 9.0, 9.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("holds", "severity", "words"),
+    [
+        (True, "warning", "1.5 to 2 promised per customer, -0.5 to 0.25 measured."),
+        (
+            False,
+            "warning",
+            "1.5 to 2 promised per customer, -0.5 to 0.25 measured. See incremental",
+        ),
+        (None, "info", "too few rows to judge: an interval is missing."),
+    ],
+)
+def test_an_estimate_that_the_holdout_does_not_bear_out_is_warned_of(
+    warehouse_url: str, holds: bool | None, severity: str, words: str, caplog: Any
+) -> None:
+    """By hand: of three windows the newest that is over, and what the reports said of it."""
+    warehouse = Warehouse(warehouse_url, f"estimate_{holds}".lower())
+    mart = f"{warehouse.schema}.incremental_profit"
+    bounds = "lower float8, upper float8, estimated_lower float8, estimated_upper float8"
+    warehouse.execute(f"create table {mart} (as_of date, valid_to date, {bounds})")
+    check_drift(warehouse.run)
+    assert "estimated_profit" not in warehouse.checks(), "made by an older winback"
+    warehouse.execute(f"alter table {mart} add column estimate_holds boolean")
+    for as_of, valid_to, known, *ends in ESTIMATES:
+        said = holds if valid_to == AS_OF else known
+        row = (as_of, valid_to, *ends, said)
+        warehouse.execute(f"insert into {mart} values (%s, %s, %s, %s, %s, %s, %s)", row)
+    caplog.clear()
+    figures = check_drift(warehouse.run)
+    found = warehouse.checks()["estimated_profit"]
+    assert found[:2] == (severity, holds is not False)
+    assert f"of {AS_OF - timedelta(7)} is what the holdout measured" in found[2]
+    assert words in found[2]
+    failed = [found[2]] if holds is False else []
+    assert [record.message for record in caplog.records] == failed
+    assert figures["shifted"] == len(failed)
+
+
 def _slope(predicted: np.ndarray, actual: np.ndarray) -> float:
     """Least squares over the means of tenths of the rows, weighted by rows."""
     groups = np.array_split(np.argsort(predicted, kind="stable"), 10)

@@ -26,7 +26,12 @@ OPEN = AS_OF - timedelta(3)  # its window is not over
 EFFECT = 3.0  # what an offered coupon adds to the profit of its day
 SELECTED = ("--select", "tag:features", "tag:reports", *ONLY_MODELS)
 FORECASTS = ("p_purchase", "expected_profit", "expected_uplift", "expected_cost")
-ESTIMATED = {DATES[3]: (0.5, -0.25, 1.25), DATES[4]: (None, None, None)}  # the others: no row
+ESTIMATED = {  # value, lower, upper: near, unknown, far above, far below; the others: no row
+    DATES[3]: (0.5, -0.25, 1.25),
+    DATES[4]: (None, None, None),
+    DATES[5]: (1e5, 9e4, 1.1e5),
+    DATES[6]: (-1e5, -1.1e5, -9e4),
+}
 MARTS = ("forecast_vs_actual", "incremental_profit", "incremental_profit_to_date")
 
 
@@ -207,6 +212,12 @@ def assert_welch(row: Any, treated: np.ndarray, held: np.ndarray) -> None:
     assert (row.lower, row.upper) == pytest.approx((interval.low, interval.high), rel=1e-5)
 
 
+def overlaps(measured: tuple[float, float], promised: np.ndarray) -> bool | None:
+    """Whether a point lies in both intervals; None where one is unknown."""
+    both = np.array([measured, promised])
+    return None if np.isnan(both).any() else bool(both[:, 0].max() <= both[:, 1].min())
+
+
 def test_each_decision_against_scipy(
     warehouse: str, decided: pd.DataFrame, profits: pd.DataFrame
 ) -> None:
@@ -228,6 +239,8 @@ def test_each_decision_against_scipy(
         estimated = [row.estimated_profit, row.estimated_lower, row.estimated_upper]
         known = np.array(ESTIMATED.get(row.as_of, (None,) * 3), np.float64)
         assert np.array_equal(np.array(estimated, np.float64), known, equal_nan=True)
+        assert row.estimate_holds == overlaps((row.lower, row.upper), known[1:])
+    assert set(found["estimate_holds"]) == {True, False, None}
 
 
 def test_to_date_counts_each_day_once_and_each_customer_once(

@@ -141,14 +141,44 @@ def test_zero_budget_gives_nobody_a_coupon_even_free_ones():
     assert "budget" in d.suppression_reason
 
 
-def test_cold_start_explores_within_the_budget():
+@pytest.mark.parametrize("budget", [20.0, 100.0, 1e5])
+def test_cold_start_explores_with_all_that_the_money_pays_for(budget):
+    """By hand: spending 3 standard deviations below the budget, and half of the free at most."""
     customers, outlook = world(supported=0.0)
-    d = decide(customers, outlook, EXPERIMENT, 100.0, MONDAY)
-    given = d.coupon > 0
+    d = decide(customers, outlook, EXPERIMENT, budget, MONDAY)
+    given, chance, cost = d.coupon > 0, d.exploration.chance, outlook.cost * [0, 1, 1]
     assert given.any()
-    assert (given <= d.is_exploration).all()
-    assert 20 < d.allocation.expected_spend <= 100  # more than the usual fifth
+    assert (given == d.is_exploration).all()
+    mean, variance = (chance * cost).sum(), (chance * cost**2).sum()
+    free = d.exploration.rate > 0
+    assert budget == 1e5 or mean + 3 * np.sqrt(variance) == pytest.approx(budget)
+    assert budget < 1e5 or d.exploration.rate[free] == pytest.approx(np.full(free.sum(), 0.5))
+    assert d.allocation.expected_spend <= budget
+    # exact: what was drawn with its chance, and none for whoever did not explore
+    assert d.propensity[given] == pytest.approx(chance[given, d.coupon[given]])
+    assert d.propensity[~given] == pytest.approx(1 - d.exploration.rate[~given])
+    # the coupon that costs half is drawn √2 times as often, above the floor
+    eligible = free[:, None] & np.ones(3, bool)
+    prices = (eligible * cost).sum(axis=0)[1:]
+    above = chance[free][0, 1:] / d.exploration.rate[free][0] * 0.5 - EXPERIMENT.propensity_floor
+    assert above[0] / above[1] == pytest.approx(np.sqrt(prices[1] / prices[0]))
     assert "one drawn by chance, to learn" in describe_run(summarise(d, COUPONS))
+
+
+def test_a_cold_start_learns_of_more_customers_than_the_usual_rate_would():
+    """Oracle: the same run with one customer's coupon known, so that it is no cold start."""
+    customers, outlook = world(supported=0.0)
+    cold = decide(customers, outlook, EXPERIMENT, 1e5, MONDAY)
+    outlook.is_supported[0, 1] = True
+    usual = decide(customers, outlook, EXPERIMENT, 1e5, MONDAY)
+    assert not usual.is_cold_start
+    counts = [np.bincount(d.coupon[d.is_exploration], minlength=3)[1:] for d in (cold, usual)]
+    assert (counts[0] > 2.5 * counts[1]).all()
+
+
+def test_a_cold_start_without_exploration_gives_nothing():
+    d = decide(*world(supported=0.0), NO_EXPERIMENT, 100.0, MONDAY)
+    assert (d.is_cold_start, d.coupon.any(), d.propensity.min()) == (True, False, 1)
 
 
 def test_exploration_keeps_to_its_share_of_the_budget():
@@ -287,19 +317,21 @@ def test_rerun_gives_the_same_decisions_and_ids_name_date_and_customer():
     assert decision_ids(MONDAY, ["c1"])[0] != decision_ids(MONDAY + timedelta(1), ["c1"])[0]
 
 
-def test_ips_from_logged_draws_is_unbiased():
+@pytest.mark.parametrize(("supported", "budget"), [(0.9, 150.0), (0.0, 300.0)])
+def test_ips_from_logged_draws_is_unbiased(supported, budget):
     """Simulation: what "none", "small" and "large to everybody" bring is known.
 
-    300 customers, 1,500 dates with new forecasts, a budget that binds. Oracle: E[1[drawn = a]/π]
-    is 1 for every coupon, and the weighted outcomes average to the true mean outcome.
+    300 customers, 1,500 dates with new forecasts, a budget that binds; also in cold starts.
+    Oracle: E[1[drawn = a]/π] is 1 for every coupon, and the weighted outcomes average to the true
+    mean outcome.
     """
     n, dates = 300, 1500
     experiment = Experiment("s", 0.0, 0.4, 0.01, 0.5)
     weights, estimates, truths = (np.zeros((dates, 3)) for _ in range(3))
     for day in range(dates):
-        _, outlook = world(n, seed=day)
-        d = decide(everybody(n), outlook, experiment, 150.0, MONDAY + timedelta(day))
-        assert d.allocation.dual_price > 0
+        _, outlook = world(n, seed=day, supported=supported)
+        d = decide(everybody(n), outlook, experiment, budget, MONDAY + timedelta(day))
+        assert d.is_cold_start or d.allocation.dual_price > 0
         weight = (d.coupon[:, None] == np.arange(3)) / d.propensity[:, None]
         weights[day], truths[day] = weight.mean(axis=0), outlook.margin.mean(axis=0)
         estimates[day] = (weight * outlook.margin).mean(axis=0)

@@ -18,6 +18,7 @@ from winback.operators.artifacts import GATE, OVERLAP, PLAN, REPORT, RESPONSE_MO
 from winback.operators.console import show_failure, show_summary
 from winback.operators.read_report import read_report
 from winback.operators.run import Run
+from winback.operators.run_report import signed
 
 EVALUATED = "select * from winback.policy_evaluations where run_id = %s order by policy, estimator"
 COPY_WORK = """
@@ -73,7 +74,8 @@ def test_the_values_of_all_policies_are_recorded(shop):
     rows = shop.query(EVALUATED, "first")
     policies = {(row[2], row[3]) for row in rows}
     expected = {(p, e) for p in ("none", "challenger", "challenger_as_is") for e in ESTIMATORS}
-    differences = ("challenger - none", "challenger - none, window")
+    effects = ("save5 - none, window", "save10 - none, window")
+    differences = ("challenger - none", "challenger - none, window", *effects)
     expected |= {("logged", "mean"), *((name, DOUBLY_ROBUST) for name in differences)}
     assert policies == expected, "no champion before the first publishing"
     for _, _, policy, _, value, lower, upper, size, largest, _, propensities in rows:
@@ -84,6 +86,11 @@ def test_the_values_of_all_policies_are_recorded(shop):
         assert size > 0
         assert largest > 0
     verdict = artifacts(shop, "first").read_json(GATE)
+    said = {f"{one.pop('coupon_id')} - none, window": one for one in verdict["effects"]}
+    names = ("value", "lower", "upper", "effective_sample_size", "max_weight", "alarm")
+    assert {
+        row[2]: dict(zip(names, row[4:10], strict=True)) for row in rows if row[2] in effects
+    } == said
     assert verdict["passed"]
     assert "No policy is published yet" in verdict["reason"]
 
@@ -170,6 +177,8 @@ def test_a_held_run_says_why_on_its_page_and_in_the_terminal(shop):
     assert "held: nothing was published" in page
     assert "Is the new plan better?" in page
     assert "The current policy" in page
+    assert "What each coupon would add if everybody got it" in page
+    assert [signed(one["value"]) in page for one in found["effects"]] == [True, True]
     assert found["reason"] in unescape(page)
     console = Console(width=10_000, record=True)
     show_failure(console, run.failures[0], "run.log")

@@ -5,14 +5,18 @@ from hashlib import blake2b
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.stats import chi2, kstest
 
 from winback.models.allocation import pick
 from winback.models.errors import DataError, SettingsError
 from winback.models.experiment import (
+    CHEAPEST,
     assign_holdout,
+    designed_chances,
     draw_exploration,
     policy_probabilities,
+    uniform_chances,
     unit_hash,
 )
 
@@ -24,8 +28,8 @@ def explore(ids=IDS, as_of=MONDAY, salt="s", eligible=None, cost=None, limit=1e9
     """Exploration over three coupons that cost 0, 1 and 2."""
     eligible = np.ones((len(ids), 3), bool) if eligible is None else eligible
     cost = np.tile([0.0, 1.0, 2.0], (len(ids), 1)) if cost is None else cost
-    settings = {"rate": 0.2, "floor": 0.01, **settings}
-    return draw_exploration(ids, as_of, salt, eligible, cost, limit=limit, **settings)
+    wanted = uniform_chances(eligible, **{"rate": 0.2, "floor": 0.01, **settings})
+    return draw_exploration(ids, as_of, salt, wanted, cost, limit=limit)
 
 
 def test_unit_hash_is_the_documented_formula():
@@ -85,8 +89,8 @@ def test_explorers_draw_uniformly_from_their_eligible_coupons():
 
 def test_floor_raises_the_rate_where_many_coupons_share_it():
     drawn = explore(rate=0.02, floor=0.01)
-    assert (drawn.rate == 0.03).all()
-    probabilities = policy_probabilities(np.zeros(len(IDS), int), np.ones((1, 3)) > 0, drawn.rate)
+    assert drawn.rate == pytest.approx(np.full(len(IDS), 0.03))
+    probabilities = policy_probabilities(np.zeros(len(IDS), int), drawn.chance)
     assert probabilities.min() == pytest.approx(0.01)
     assert not explore(rate=0.0, floor=0.01).explores.any()
 
@@ -95,7 +99,7 @@ def test_one_eligible_coupon_never_explores_and_has_propensity_one():
     eligible = np.tile([True, False, False], (len(IDS), 1))
     drawn = explore(eligible=eligible, rate=1.0)
     assert not drawn.explores.any()
-    assert (policy_probabilities(drawn.coupon, eligible, drawn.rate)[:, 0] == 1).all()
+    assert (policy_probabilities(drawn.coupon, drawn.chance)[:, 0] == 1).all()
 
 
 def test_limit_shrinks_the_rate_nested_and_is_kept():
@@ -126,22 +130,94 @@ def test_free_exploration_is_not_limited():
     assert explore(cost=np.zeros((len(IDS), 3)), limit=0.0).scale == 1
 
 
-def test_frequencies_equal_the_probabilities():
+def by_chance(rng, shape=(20, 3)):
+    """Coupons that customers may get, and what each costs per customer."""
+    eligible = rng.random(shape) < 0.7
+    eligible[:, 0] = True
+    return eligible, rng.gamma(4, 0.25, shape) * [0, 1, 4]
+
+
+@pytest.mark.parametrize("is_designed", [False, True])
+def test_frequencies_equal_the_probabilities(is_designed):
     """Simulation: per customer and coupon over 2,000 dates, chi-square over all customers."""
     ids = IDS[:20]
-    eligible = np.random.default_rng(1).random((20, 3)) < 0.7
-    eligible[:, 0] = True
-    greedy = np.where(eligible[:, 2], 2, 0)
+    eligible, cost = by_chance(np.random.default_rng(1))
+    wanted = (
+        designed_chances(eligible, cost, 0.5, 0.01)
+        if is_designed
+        else uniform_chances(eligible, 0.2, 0.01)
+    )
+    greedy = np.zeros(20, int) if is_designed else np.where(eligible[:, 2], 2, 0)
     counts, dates = np.zeros((20, 3)), 2000
     for day in range(dates):
-        drawn = explore(ids, MONDAY + timedelta(day), eligible=eligible)
+        drawn = draw_exploration(ids, MONDAY + timedelta(day), "s", wanted, cost, limit=30.0)
         coupon = np.where(drawn.explores, drawn.coupon, greedy)
         counts[np.arange(20), coupon] += 1
-    expected = dates * policy_probabilities(greedy, eligible, drawn.rate)
+    expected = dates * policy_probabilities(greedy, drawn.chance)
     assert expected.sum(axis=1) == pytest.approx(np.full(20, dates))
+    possible = expected > 0
+    assert (counts[~possible] == 0).all()
     assert (counts[~eligible] == 0).all()
-    statistic = ((counts - expected) ** 2)[eligible] / expected[eligible]
-    assert chi2.sf(statistic.sum(), eligible.sum() - 20) > 0.001
+    statistic = ((counts - expected) ** 2)[possible] / expected[possible]
+    assert chi2.sf(statistic.sum(), possible.sum() - 20) > 0.001
+
+
+def test_designed_chances_are_the_closed_form():
+    """By hand: costs 1, 4 and 16 are drawn as 1 : 1/2 : 1/4, whoever may get which."""
+    eligible, cost = np.ones((3, 4), bool), np.tile([0.0, 1.0, 4.0, 16.0], (3, 1))
+    cost[1:] *= [[0.5], [1.5]]  # the mean counts: dear customers are drawn as often
+    everybody = designed_chances(eligible, cost, 0.5, 0.0)
+    assert everybody == pytest.approx(np.tile([0, 2 / 7, 1 / 7, 0.5 / 7], (3, 1)))
+    eligible[0, 1], eligible[1, 1:] = False, False
+    some = designed_chances(eligible, np.tile([0.0, 1.0, 4.0, 16.0], (3, 1)), 0.5, 0.0)
+    assert some[0] == pytest.approx([0, 0, 1 / 3, 1 / 6])
+    assert some[1].tolist() == [0, 0, 0, 0]
+
+
+def test_designed_chances_keep_the_floor_and_bound_what_is_next_to_free():
+    """By hand; the floor is given first, and the rest is split."""
+    eligible = np.ones((1, 3), bool)
+    floored = designed_chances(eligible, np.array([[0.0, 1.0, 4.0]]), 0.5, 0.1)
+    assert floored == pytest.approx(np.array([[0, 0.1 + 0.2, 0.1 + 0.1]]))
+    assert designed_chances(eligible, np.ones((1, 3)), 0.5, 0.3).tolist() == [[0, 0.3, 0.3]]
+    free = designed_chances(eligible, np.array([[0.0, 0.0, 4.0]]), 0.5, 0.0)[0]
+    assert free[1] / free[2] == pytest.approx(1 / np.sqrt(CHEAPEST))
+    assert designed_chances(eligible, np.zeros((1, 3)), 0.5, 0.0).tolist() == [[0, 0.25, 0.25]]
+    assert not designed_chances(eligible, np.ones((1, 3)), 0.0, 0.1).any()
+
+
+def test_the_design_is_the_best_split_of_the_money():
+    """Oracle: a numerical minimum of Σ 1/n_a at the same money; alike is clearly worse."""
+    price, customers = np.array([1.0, 4.0, 14.0]), 20_000
+    cost = np.tile([0.0, *price], (customers, 1))
+    chances = designed_chances(np.ones((customers, 4), bool), cost, 0.5, 0.0)[:, 1:]
+    n = chances.sum(axis=0)
+    money = float(n @ price)
+
+    def spread(shares):
+        return float((1 / (shares / (shares @ price) * money)).sum())
+
+    searched = minimize(lambda logs: spread(np.exp(logs)), np.zeros(3), tol=1e-12)
+    assert (1 / n).sum() == pytest.approx(searched.fun, rel=1e-6)
+    assert spread(np.ones(3)) > 1.25 * (1 / n).sum()
+
+
+@pytest.mark.parametrize("limit", [50.0, 500.0, 1e9])
+def test_designed_draws_keep_the_budget_and_the_split(limit):
+    """Oracles: the sum of chance × cost, the limit, and the chi-square of what was drawn."""
+    price = np.array([0.0, 1.0, 4.0])
+    cost = np.tile(price, (len(IDS), 1))
+    wanted = designed_chances(np.ones(cost.shape, bool), cost, 0.5, 0.01)
+    drawn = draw_exploration(IDS, MONDAY, "s", wanted, cost, limit=limit)
+    assert (drawn.chance * cost).sum() <= limit
+    assert drawn.expected_cost == pytest.approx(price[drawn.coupon[drawn.explores]].sum())
+    assert drawn.expected_cost <= limit
+    assert drawn.rate.max() <= 0.5 + 1e-12
+    assert (drawn.scale == 1) == (limit == 1e9)
+    count = np.bincount(drawn.coupon[drawn.explores], minlength=3)
+    expected = count.sum() * wanted[0] / wanted[0].sum()
+    assert count[0] == 0
+    assert chi2.sf(((count - expected)[1:] ** 2 / expected[1:]).sum(), 1) > 0.001
 
 
 BAD_INPUTS = [

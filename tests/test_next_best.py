@@ -168,14 +168,15 @@ def test_a_floor_says_why_a_coupon_is_given_at_a_loss():
     assert "the limits" in words_of(d)[0]
 
 
-def words_of(decisions, rows=slice(None), past_offers=0):
-    """Sentences with fixed labels and situation."""
+def words_of(decisions, rows=slice(None), past_offers=0, likely=0.117):
+    """Sentences with fixed labels, situation and chance of a purchase."""
     n = len(decisions.coupon)
     return explain(
         decisions,
         ["no coupon", "10 % off", "5 off", "20 off"],
         np.full(n, past_offers),
         ["last purchase 7 or more days ago"] * n,
+        np.full(n, likely),
         decision_days=7,
         gap_days=14,
         currency="EUR",
@@ -223,6 +224,7 @@ def test_every_number_in_a_sentence_is_the_column_s(budget):
 
 
 NEXT = {"next": 2, "uplift": 2.1, "cost": 0.9}
+STANDING = "(last purchase 7 or more days ago; 12 % likely to buy within 7 days)."
 WORDS = [
     (
         {"coupon": 1, "past_offers": 412, **NEXT, "behind": "worth"},
@@ -256,24 +258,33 @@ WORDS = [
     (
         {"coupon": 1, "is_exploration": True, **NEXT, "behind": "room"},
         "10 % off: drawn by chance, to learn how customers like this one respond, "
-        "at about 1.90 EUR of coupon money.",
+        f"at about 1.90 EUR of coupon money {STANDING}",
     ),
     (
         {"is_exploration": True, **NEXT, "behind": "room"},
-        "No coupon this time: drawn by chance, to learn what happens without one.",
+        f"No coupon this time: drawn by chance, to learn what happens without one {STANDING}",
     ),
     ({"reason": "no_consent"}, "No coupon: this customer has not agreed to be contacted."),
     ({"reason": "no_purchase_yet"}, "No coupon: this customer has not bought anything yet."),
-    ({"reason": "recent_contact"}, "No coupon: this customer got one in the last 14 days."),
+    (
+        {"reason": "recent_contact"},
+        f"No coupon: this customer got one in the last 14 days {STANDING}",
+    ),
     (
         {"reason": "holdout"},
-        "No coupon: in the comparison group, which shows what coupons really bring.",
+        f"No coupon: in the comparison group, which shows what coupons really bring {STANDING}",
     ),
+    ({"reason": "holdout", "likely": 0.004}, "; under 1 % likely to buy within 7 days)."),
+    ({"reason": "holdout", "likely": 0.996}, "; over 99 % likely to buy within 7 days)."),
+    ({"reason": "holdout", "likely": np.nan}, "really bring (last purchase 7 or more days ago)."),
     (
         {"reason": "low_support"},
-        "No coupon: past offers do not show what one does for such customers.",
+        f"No coupon: past offers do not show what one does for such customers {STANDING}",
     ),
-    ({"reason": "no_uplift"}, "No coupon: none is expected to bring in more than it costs."),
+    (
+        {"reason": "no_uplift"},
+        f"No coupon: none is expected to bring in more than it costs {STANDING}",
+    ),
     (
         {"reason": "no_uplift", "next": 2, "uplift": -0.4, "cost": 0.9, "behind": "worth"},
         "No coupon: the best, 5 off, is expected to lose 0.40 EUR "
@@ -318,20 +329,23 @@ WORDS = [
         "No coupon: the budget is 0; the best, 5 off, would bring 2.10 EUR more long-run profit at "
         "about 0.90 EUR of coupon money (last purchase",
     ),
-    ({"reason": "budget"}, "No coupon: each one that would pay off exceeds a limit by itself."),
+    (
+        {"reason": "budget"},
+        f"No coupon: each one that would pay off exceeds a limit by itself {STANDING}",
+    ),
 ]
 
 
 UNPROVEN = "past offers do not show yet that coupons make customers buy"
 WORDS += [
-    ({"reason": "no_uplift", "is_proven": False}, f"No coupon: {UNPROVEN}."),
+    ({"reason": "no_uplift", "is_proven": False}, f"No coupon: {UNPROVEN} {STANDING}"),
     (
         {"reason": "no_uplift", "is_proven": False, **NEXT, "behind": "doubt"},
-        f"No coupon: {UNPROVEN}.",
+        f"No coupon: {UNPROVEN} {STANDING}",
     ),
     (
         {"reason": "low_support", "is_proven": False},
-        "No coupon: past offers do not show what one does for such customers.",
+        f"No coupon: past offers do not show what one does for such customers {STANDING}",
     ),
     (
         {"coupon": 1, "is_proven": False, **NEXT, "behind": "worth"},
@@ -369,7 +383,8 @@ def test_words_of_a_decision(case, words):
         budget=case.get("budget", 1.0),
         is_proven=case.get("is_proven", True),
     )
-    (sentence,) = words_of(decisions, past_offers=case.get("past_offers", 0))
+    chosen = {name: case[name] for name in ("past_offers", "likely") if name in case}
+    (sentence,) = words_of(decisions, **chosen)
     assert words in sentence
 
 

@@ -5,6 +5,7 @@ state, exactly; with γ > 0 the window is lived again with the policy's coupons,
 """
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -43,11 +44,14 @@ RULES = Rules(
     np.array(FACE_VALUES), CONTACT, np.ones(COUPONS, bool), 0.0, PRICE, pessimism=1.0, min_visits=30
 )
 LONG = replace(RULES, gamma=0.95, price=1.0)
+FREE = replace(RULES, price=0.0)  # the window's profit, and nothing else, is what is planned for
 BOLD = replace(RULES, gamma=0.95, pessimism=0.0)  # coupons for many, so that the log has enough
 
 
+@cache
 def valued(seed, customers=4000, weeks=20):
-    """One log and its evaluation with γ = 0; the true value of the challenger, of none."""
+    """One log and its evaluation with γ = 0; the true value of the challenger, of none; (A,) of
+    each coupon for everybody, in the window alone."""
     world = make_world(WorldConfig(seed=seed))
     history = record_history(world, customers, weeks, seed)
     panel = panel_of(history)
@@ -60,7 +64,9 @@ def valued(seed, customers=4000, weeks=20):
         mine = learned.half[panel.customer[rows]] == part
         policy[mine] = other.greedy(rows[mine])
     true = worth_of_weeks(world, history, panel.customer[rows], panel.period[rows], PRICE)
-    return found, float((policy * true).sum(axis=1).mean()), float(true[:, 0].mean())
+    alone = worth_of_weeks(world, history, panel.customer[rows], panel.period[rows], 0.0)
+    values = float((policy * true).sum(axis=1).mean()), float(true[:, 0].mean())
+    return found, *values, alone.mean(axis=0)
 
 
 def test_greedy_policies_are_worth_what_the_estimates_say():
@@ -68,7 +74,7 @@ def test_greedy_policies_are_worth_what_the_estimates_say():
     90 % interval at least."""
     covered = 0
     for seed in range(4):
-        found, challenger, none = valued(seed)
+        found, challenger, none, _ = valued(seed)
         for policy, truth in ((CHALLENGER, challenger), (NONE, none)):
             one = found.estimates[policy][DOUBLY_ROBUST]
             assert abs(one.value - truth) < 2 * (one.upper - one.lower)
@@ -77,6 +83,72 @@ def test_greedy_policies_are_worth_what_the_estimates_say():
         covered += gain.lower <= challenger - none <= gain.upper
         assert 0.1 < found.given[CHALLENGER] < 0.9
     assert covered >= 3  # each with 90 %: fewer come in 5 % of such fours
+
+
+def test_effects_of_the_coupons_are_what_they_change_in_the_window():
+    """Oracle: exact expected profits in the hidden states. Four logs with three coupons each: all
+    within four standard errors, ten of twelve in the 95 % interval (fewer come in 2 % of twelves).
+    """
+    covered = 0
+    for seed in range(4):
+        found, _, _, everybody = valued(seed)
+        assert list(found.effects) == [1, 2, 3]
+        for coupon, one in found.effects.items():
+            truth = everybody[coupon] - everybody[0]
+            assert abs(one.value - truth) < 1.02 * (one.upper - one.lower)  # of 3.92 errors or more
+            assert one.alarm is None
+            covered += one.lower <= truth <= one.upper
+    assert covered >= 10
+
+
+def test_coupons_that_the_log_lacks_have_no_effect(panel, response, learned):
+    """By construction: the largest coupon was never offered."""
+    lacking = replace(panel, coupon=np.where(panel.coupon == 3, 0, panel.coupon))
+    found = evaluate(lacking, learned, Plan(response, RULES), periods=5)
+    assert list(found.effects) == [1, 2]
+
+
+def measured_by_a_holdout(world, history, greedy, seed):
+    """Treated − held out, mean profit of one more week, and its standard error.
+
+    Half of the customers, by lot, get the coupons ``greedy`` (n,), the others none. The week is
+    lived ten times, each time with another lot.
+    """
+    random, gains = np.random.default_rng([seed, 7]), []
+    for _ in range(10):
+        held = random.permutation(len(greedy)) % 2 == 0
+        coupon = np.where(held, 0, greedy)
+        lived = world_log.continue_history(world, history, coupon, np.ones(len(greedy)), random)
+        last = lived.week == history.weeks
+        profit = (lived.margin - lived.cost)[last] - CONTACT[lived.coupon[last]]
+        held = held[lived.customer[last]]
+        gains.append(profit[~held].mean() - profit[held].mean())
+    return np.mean(gains), np.std(gains, ddof=1) / np.sqrt(10)
+
+
+def test_the_windows_gain_is_what_a_holdout_measures_a_week_later():
+    """Oracle: the world itself, with treatment and holdout by lot. Three worlds: within four
+    combined standard errors each, and together further than that from 0.
+
+    The log's last four weeks are judged, the holdout's is the one after: the same customers under
+    the same policy until then, so they stand nearly alike and differ by chance.
+    """
+    found = []
+    for seed in range(3):
+        world = make_world(WorldConfig(seed=seed))
+        history = record_history(world, 6000, 16, seed)
+        panel = panel_of(history)
+        learned = fit_halves(panel, FREE.face_values)
+        said = evaluate(panel, learned, Plan(learned.models[0], FREE), periods=4).window_gain
+        now = np.flatnonzero(panel.period == history.weeks)  # one row of everybody, in their order
+        views = learned.views(panel, FREE)
+        greedy = [other.greedy(now).argmax(axis=1) for other in views]
+        gain, error = measured_by_a_holdout(world, history, np.choose(learned.half, greedy), seed)
+        found.append((said.value - gain, gain, error, (said.upper - said.lower) / 3.92))
+    off, gain, *errors = np.array(found).T
+    combined = np.hypot(*errors)
+    assert (np.abs(off) < 4 * combined).all()
+    assert gain.sum() > 4 * np.sqrt((combined**2).sum())
 
 
 def test_the_gain_over_none_is_that_of_a_run_with_the_wider_interval(panel, response, learned):

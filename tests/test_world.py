@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from scipy.special import logit
 from scipy.stats import chi2
 
 from winback.models.errors import SettingsError
@@ -136,19 +135,6 @@ def test_a_coupons_value_equals_a_simulation_of_the_best_policy_after_it(config,
     assert standard_errors_off(total, truth.value[who, coupon]) < 4
 
 
-@pytest.mark.parametrize(
-    "config",
-    [WorldConfig(), CONFOUNDED, WorldConfig(effect=0.0), WorldConfig(sparsity=3.0), VARYING],
-)
-def test_kernels_are_probabilities(config):
-    world = make_world(config)
-    for chances in (world.purchase, world.redemption, world.leaving, world.kernel, world.logging):
-        assert chances.min() >= 0
-        assert chances.max() <= 1 + 1e-12
-    for rows in (world.kernel.sum(axis=3), world.logging.sum(axis=2), world.share.sum()):
-        np.testing.assert_allclose(rows, 1, rtol=1e-12)
-
-
 def test_who_is_gone_stays_gone_and_buys_nothing():
     world = make_world(WorldConfig())
     assert (world.kernel[:, GONE, :, GONE] == 1).all()
@@ -207,17 +193,6 @@ def test_simulated_redemptions_and_margins_follow_the_tables(fatigue, coupon):
     if coupon:
         assert standard_errors_off(redeemed, world.redemption[cell]) < 4
     assert set(seen.cost[bought][redeemed]) <= {FACE_VALUES[coupon]}
-
-
-def test_the_tired_redeem_less_and_coupons_shrink_margins_as_the_dials_say():
-    """Closed form: log odds fall by the dial per coupon that weighs, margins by the face value."""
-    plain, world = make_world(CONSTANT), make_world(VARYING)
-    fatigue = np.append(np.tile(np.arange(4), GONE // 4), 0)
-    odds = [logit(one.redemption[:, :, 1:]) for one in (plain, world)]
-    fall = np.broadcast_to(0.8 * fatigue[:, None], odds[0].shape)
-    assert odds[0] - odds[1] == pytest.approx(fall)
-    shrunk = plain.margin * (1 - 0.3 * np.array(FACE_VALUES) / 14)
-    assert world.margin == pytest.approx(shrunk)
 
 
 def test_dials_of_redemption_and_margin_change_nothing_else():

@@ -64,6 +64,9 @@ estimated as (
 
     select
         compared.*,
+        compared.mean_profit - compared.held_profit as incremental_profit,
+        sqrt(compared.squared_error)
+        * ({{ t_quantile('compared.degrees_of_freedom') }}) as half_width,
         judged.value as estimated_profit,
         judged.lower as estimated_lower,
         judged.upper as estimated_upper
@@ -86,20 +89,16 @@ select
     cast(coalesce(held_buyers, 0) as bigint) as holdout_buyers,
     cast(mean_profit as double precision) as treated_profit,
     cast(held_profit as double precision) as holdout_profit,
-    cast(mean_profit - held_profit as double precision) as incremental_profit,
+    cast(incremental_profit as double precision) as incremental_profit,
     cast(sqrt(squared_error) as double precision) as standard_error,
     cast(degrees_of_freedom as double precision) as degrees_of_freedom,
-    cast(
-        mean_profit - held_profit - sqrt(squared_error) * ({{ t_quantile('degrees_of_freedom') }})
-        as double precision
-    ) as lower,
-    cast(
-        mean_profit - held_profit + sqrt(squared_error) * ({{ t_quantile('degrees_of_freedom') }})
-        as double precision
-    ) as upper,
+    cast(incremental_profit - half_width as double precision) as lower,
+    cast(incremental_profit + half_width as double precision) as upper,
     estimated_profit,
     estimated_lower,
     estimated_upper,
+    incremental_profit - half_width <= estimated_upper
+    and estimated_lower <= incremental_profit + half_width as estimate_holds,
 
     holdout_share,
     cast(sample_ratio_z as double precision) as sample_ratio_z,
