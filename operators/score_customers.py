@@ -210,9 +210,10 @@ def _score(run: Run, models: _Models, members: Any) -> Scored:
     belief, situation = _stand(run, models, known, members)
     alone = respond(models.response, belief, situation)
     seen = respond(models.response, belief, situation, *_better(run, known, models, alone))
-    # The budget goes by the cost that was checked on the log: among many customers the cheapest
-    # of two forecasts would be picked, and it is the one that errs.
-    cost = alone.cost * np.append(1.0, np.full(alone.cost.shape[1] - 1, models.cost_factor))
+    # The dearer of two forecasts: the plan picks who is worth much by both together, so whom one
+    # of them finds cheap is picked for its error.
+    dearer = np.maximum(alone.cost, seen.cost)
+    cost = dearer * np.append(1.0, np.full(dearer.shape[1] - 1, models.cost_factor))
     future = over_classes(models.tables["future"], belief, situation)
     support = models.tables["support"][situation]
     encoded = models.space.encode({name: known[name].to_numpy() for name in models.space.features})

@@ -11,11 +11,11 @@ from winback.operators.run import Run
 from winback.operators.score_customers import list_shards, read_scored, score_shard
 
 DECIDED = """
-select customer_id, decision_id, coupon_id, treatment_group, suppression_reason, state, propensity
+select customer_id, decision_id, coupon_id, treatment_group, suppression_reason, state
 from winback_work.recommendations order by customer_id
 """
 MONEY = """
-select expected_profit, expected_cost, expected_uplift, q_value, long_run_uplift
+select expected_profit, expected_cost, expected_uplift, q_value, long_run_uplift, propensity
 from winback_work.recommendations order by customer_id
 """
 
