@@ -1,7 +1,8 @@
 """Worlds large enough for proof, from their source tables to winback's coupons.
 
 In a log of 8,000 customers and 20 weeks the lift is over ten standard errors; three are proof.
-In half of it what coupons cost, and the plan's worth, are seen too dimly to be held to account.
+What coupons cost is seen to a fifth there (to some percent in 20,000 × 40), so much of the budget
+is kept back; in half of that log the plan's worth is seen too dimly to be held to account.
 Both worlds are the first of their families. The Transformer's forecast is left out, for time.
 """
 
@@ -24,7 +25,7 @@ def run(family: str, url: str, *policies: str) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def confounded(warehouse_url) -> dict[str, dict]:
-    return run("confounded", warehouse_url, *LEARNERS, "winback")
+    return run("confounded", warehouse_url, "random", *LEARNERS, "winback")
 
 
 @pytest.fixture
@@ -39,11 +40,16 @@ def test_a_proven_plan_gives_coupons_and_beats_every_learner(confounded, ours):
     assert ours["percent"] > max(confounded[name]["percent"] for name in LEARNERS)
 
 
-def test_it_spends_what_it_says_and_most_of_the_budget(ours):
+def test_it_leaves_sleeping_dogs_alone(confounded, ours):
+    """Oracle: whom a coupon harms in the known world, and a lottery for the same budget."""
+    assert ours["harm"] < confounded["random"]["harm"] - 0.1
+
+
+def test_it_keeps_to_the_budget_and_knows_about_what_it_spends(ours):
     """Oracle: the known world's expected cost of the coupons given."""
     assert 0 < ours["stated_spend"] <= ours["budget"] + 1e-6
-    assert ours["stated_spend"] == pytest.approx(ours["spend"], rel=0.15)
-    assert 0.5 <= ours["spend_share"] <= 1.1
+    assert ours["stated_spend"] == pytest.approx(ours["spend"], rel=0.3)
+    assert 0.3 <= ours["spend_share"] <= 1.02
 
 
 def test_its_chances_of_a_purchase_are_those_of_the_world(ours):
