@@ -106,9 +106,9 @@ def cost_of_the_chosen(panel: Panel, cost: Floats, chosen: Ints) -> ChosenCost:
 
     A plan picks customers for what is believed of them, so it picks the errors too, and the
     budget would pay for them. Where those whom it would have given a coupon had one, whichever,
-    the coupon money that came is compared with what was said of that coupon, each window weighed
-    by 1 / propensity: a ratio estimate with the sum of a customer's rows as its unit (Cochran 1977,
-    ch. 6).
+    the coupon money that came is compared with what was said of that coupon: a ratio estimate with
+    the sum of a customer's rows as its unit (Cochran 1977, ch. 6). The shop's own windows are
+    weighed by 1 / propensity, to a mean of 1; winback's count once each.
 
     Args:
         panel: m decisions.
@@ -118,6 +118,8 @@ def cost_of_the_chosen(panel: Panel, cost: Floats, chosen: Ints) -> ChosenCost:
     latest = panel.period > panel.period[panel.closed].max(initial=0) - CHECKED_PERIODS
     rows = np.flatnonzero(panel.closed & latest & (chosen > 0) & (panel.coupon > 0))
     weight = np.minimum(panel.inverse_propensity[rows], MOST_OFTEN)
+    theirs = ~panel.own[rows]
+    weight[theirs] *= theirs.sum() / max(weight[theirs].sum(), 1e-12)
     said = weight * cost[rows, panel.coupon[rows]]
     came = weight * panel.cost[rows]
     if (came > 0).sum() < FEWEST_REDEMPTIONS or said.sum() <= 0:

@@ -12,7 +12,7 @@ between people count, which a table keyed by state alone cannot see.
 Latent class (finite mixture) models of purchase histories: Kamakura & Russell (1989).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,6 +32,8 @@ from winback.models.situations import (
 )
 
 CONCAVITY = 0.6  # of the response in the face value: twice the money moves about 1.5 times as much
+STEEPEST = 60.0  # slope of a tilt: e^60 between who buys for sure and who never does
+BISECTIONS = 40  # of a tilt: to the tenth digit
 BASE_TERMS = 1 + (RECENCIES - 1) + (PURCHASES - 1) + (COUPONS - 1)
 COUPON_TERMS = slice(BASE_TERMS - (COUPONS - 1), BASE_TERMS)
 EFFECT, EFFECT_FATIGUE = BASE_TERMS, BASE_TERMS + 1
@@ -73,6 +75,9 @@ class ResponseModel:
     cost_level: Floats
     face_values: Floats
 
+    # What a model has once, not by class.
+    COMMON = ("smallest_margin", "level", "cost_level", "face_values")
+
     @property
     def classes(self) -> int:
         """K."""
@@ -109,6 +114,24 @@ class ResponseModel:
         return cls(**{name: np.asarray(values) for name, values in tensors.items()})
 
 
+def join(models: Sequence[ResponseModel]) -> ResponseModel:
+    """One model with the classes of all, each model as likely as the others beforehand.
+
+    A customer's history then weighs the models' classes against each other, as it does within a
+    model. The level is the first model's: set it anew.
+    """
+
+    def joined(name: str) -> Floats:
+        values = [getattr(model, name) for model in models]
+        if name in ResponseModel.COMMON:
+            first: Floats = values[0]
+            return first
+        together: Floats = np.concatenate(values)
+        return together / len(models) if name == "share" else together
+
+    return ResponseModel(**{field.name: joined(field.name) for field in fields(ResponseModel)})
+
+
 @dataclass(frozen=True)
 class Response:
     """What is expected of n customers in the window, (n, A) each, currency.
@@ -133,7 +156,6 @@ def respond(
     model: ResponseModel,
     belief: Floats,
     situation: Ints,
-    baseline: Floats | None = None,
     margin: Floats | None = None,
 ) -> Response:
     """Forecast customers with every coupon.
@@ -142,15 +164,13 @@ def respond(
         model: the classes.
         belief: (n, K) chance of each class and of still being there.
         situation: (n,) numbers of :mod:`winback.models.situations`.
-        baseline: (n,) log odds of a purchase without a coupon, where something knows them better
-            than the classes' level does; the coupons' effects are added to it.
         margin: (n,) margin of a purchase without a coupon, where something knows it better.
     """
     own = model.purchase[:, situation]  # (K, n, A)
     weight = belief.T[:, :, None]
     mean = (weight * own).sum(axis=0)
     raw = log_odds(mean)
-    start = model.level[0] + model.level[1] * raw[:, 0] if baseline is None else baseline
+    start = model.level[0] + model.level[1] * raw[:, 0]
     purchase = sigmoid(start[:, None] + raw - raw[:, :1])
     scale = purchase / np.maximum(mean, 1e-12)
     bought = weight * own * scale
@@ -165,6 +185,37 @@ def respond(
         cost=(bought * model.redeemed[:, None, :]).sum(axis=0) * model.cost_levels,
         doubt=(weight * spread * np.abs(model.margin)[:, None, None]).sum(axis=0) * scale,
     )
+
+
+def agreeing(model: ResponseModel, belief: Floats, situation: Ints, chance: Floats) -> Floats:
+    """(n, K) beliefs by which customers buy without a coupon as often as something better says.
+
+    Of all such beliefs those closest to the given ones by Kullback–Leibler divergence (Csiszár
+    1975): b_k e^(θ p_k), normalised together with being gone, θ by bisection. So a forecast that
+    knows a customer better also says who the customer is, and the coupons' effects follow.
+
+    Args:
+        model: the classes.
+        belief: (n, K) chance of each class and of still being there.
+        situation: (n,) situations.
+        chance: (n,) of a purchase without a coupon, at the level of late; what no belief can say
+            is approached.
+    """
+    own = model.purchase[:, situation, 0].T
+    wanted = sigmoid((log_odds(chance) - model.level[0]) / model.level[1])
+    gone = np.maximum(1 - belief.sum(axis=1), 0.0)
+    low, high = np.full((2, len(chance)), [[-STEEPEST], [STEEPEST]])
+
+    def tilted(slope: Floats) -> Floats:
+        weight = belief * np.exp(slope[:, None] * own)
+        total: Floats = weight / np.maximum(weight.sum(axis=1) + gone, 1e-300)[:, None]
+        return total
+
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        above = (tilted(middle) * own).sum(axis=1) > wanted
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return tilted((low + high) / 2)
 
 
 def levelled_purchase(model: ResponseModel) -> Floats:

@@ -15,7 +15,7 @@ from numba import njit
 SMALL = 1e-300  # keeps the logarithm of an impossible history finite
 
 
-@njit(cache=False)
+@njit(cache=False, nogil=True)
 def forward(first, cell, leaves, purchased, closed, evidence, offer, chance, hazard, share, belief):  # type: ignore[no-untyped-def]  # fmt: skip
     """Fill ``belief`` (m, K): P(class k and still there | everything before the row).
 
@@ -59,7 +59,7 @@ def _advance(here, gone, k, chance, hazard, bought):  # type: ignore[no-untyped-
     return np.log(total)
 
 
-@njit(cache=False)
+@njit(cache=False, nogil=True)
 def expect(  # type: ignore[no-untyped-def]
     first, cell, leaves, purchased, amount, chance, hazard, share, weighing,
     posterior, tries, buys, stays, exits,

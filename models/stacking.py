@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from winback.models.logistic import log_odds, logistic
+from winback.models.logistic import log_odds, logistic, sigmoid
 from winback.models.situations import Floats
 
 PRIOR = np.array([0.0, 1.0, 0.0])  # the classes alone, as they are
@@ -30,11 +30,10 @@ class Stack:
     purchase: tuple[float, float, float]
     margin: tuple[float, float]
 
-    def baseline(self, classes: Floats, model: Floats) -> Floats:
-        """(n,) log odds of a purchase without a coupon from both chances (n,)."""
+    def chance(self, classes: Floats, model: Floats) -> Floats:
+        """(n,) chance of a purchase without a coupon from both models' chances (n,)."""
         intercept, own, other = self.purchase
-        mixed: Floats = intercept + own * log_odds(classes) + other * log_odds(model)
-        return mixed
+        return sigmoid(intercept + own * log_odds(classes) + other * log_odds(model))
 
     def margins(self, classes: Floats, model: Floats) -> Floats:
         """(n,) margin of a purchase from both forecasts of it, currency."""

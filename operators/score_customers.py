@@ -202,14 +202,17 @@ def _read_models(run: Run) -> _Models:
 
 def _score(run: Run, models: _Models, members: Any) -> Scored:
     from winback.models.long_run import over_classes
-    from winback.models.response import respond
+    from winback.models.response import agreeing, respond
 
     rows = read_table(run.url, *_customers_query(run, members))
     purchased = rows["has_purchased"].to_numpy()
     known = rows.filter(purchased)
     belief, situation = _stand(run, models, known, members)
     alone = respond(models.response, belief, situation)
-    seen = respond(models.response, belief, situation, *_better(run, known, models, alone))
+    chance, margin = _better(run, known, models, alone)
+    if chance is not None:
+        belief = agreeing(models.response, belief, situation, chance)
+    seen = respond(models.response, belief, situation, margin)
     # The dearer of two forecasts: the plan picks who is worth much by both together, so whom one
     # of them finds cheap is picked for its error.
     dearer = np.maximum(alone.cost, seen.cost)
@@ -253,13 +256,13 @@ def _stand(run: Run, models: _Models, known: "pa.Table", members: Any) -> tuple[
 
 
 def _better(run: Run, known: "pa.Table", models: _Models, alone: "Response") -> tuple[Any, Any]:
-    """Log odds of a purchase and its margin without a coupon, from both models together."""
+    """Chance of a purchase and its margin without a coupon, from both models together."""
     if models.stack is None or models.profit is None:
         return None, None
     own = alone.purchase[:, 0]
     chance, margin = forecast_without_coupon(run, models.profit, known)
     own_margin = alone.margin[:, 0] / np.maximum(own, 1e-9)
-    return models.stack.baseline(own, chance), models.stack.margins(own_margin, margin)
+    return models.stack.chance(own, chance), models.stack.margins(own_margin, margin)
 
 
 def _memberships(rows: "pa.Table", limits: Sequence[LimitSetting]) -> Any:

@@ -46,10 +46,11 @@ def test_it_leaves_sleeping_dogs_alone(confounded, ours):
 
 
 def test_it_keeps_to_the_budget_and_knows_about_what_it_spends(ours):
-    """Oracle: the known world's expected cost of the coupons given."""
+    """Oracle: the known world's expected cost of the coupons given. Measured here and in the next
+    two worlds: 0.94, 0.97 and 0.96 of it stated; 0.75, 0.73 and 1.00 of the budget spent."""
     assert 0 < ours["stated_spend"] <= ours["budget"] + 1e-6
-    assert ours["stated_spend"] == pytest.approx(ours["spend"], rel=0.3)
-    assert 0.3 <= ours["spend_share"] <= 1.02
+    assert ours["stated_spend"] == pytest.approx(ours["spend"], rel=0.15)
+    assert 0.5 <= ours["spend_share"] <= 1.02
 
 
 def test_its_chances_of_a_purchase_are_those_of_the_world(ours):

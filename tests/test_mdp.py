@@ -331,14 +331,19 @@ def test_cost_of_the_chosen_equals_a_loop_over_the_latest_windows(panel):
         propensity=np.where(random.random(m) < 0.1, np.nan, panel.propensity),
         own=random.random(m) < 0.2,
     )
-    rows = []
+    checked, weights = [], {}
     for row in range(m):
         latest = panel.period[row] > panel.period[panel.closed].max() - CHECKED_PERIODS
         if panel.closed[row] and latest and chosen[row] and panel.coupon[row]:
             known = mixed.propensity[row] == mixed.propensity[row] and not mixed.own[row]
-            weight = min(1 / mixed.propensity[row], MOST_OFTEN) if known else 1.0
-            said = weight * cost[row, panel.coupon[row]]
-            rows.append((panel.customer[row], said, weight * panel.cost[row]))
+            weights[row] = min(1 / mixed.propensity[row], MOST_OFTEN) if known else 1.0
+            checked.append(row)
+    theirs = [weights[row] for row in checked if not mixed.own[row]]
+    usual, rows = sum(theirs) / len(theirs), []
+    for row in checked:
+        weight = 1.0 if mixed.own[row] else weights[row] / usual
+        said = weight * cost[row, panel.coupon[row]]
+        rows.append((panel.customer[row], said, weight * panel.cost[row]))
     ratio = sum(came for _, _, came in rows) / sum(said for _, said, _ in rows)
     by_customer = {}
     for customer, said, came in rows:

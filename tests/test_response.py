@@ -16,7 +16,10 @@ from winback.models.response import (
     EFFECT,
     SHARED_EFFECTS,
     ResponseModel,
+    agreeing,
     design,
+    join,
+    leaving_cell,
     log_odds,
     respond,
     sigmoid,
@@ -111,28 +114,65 @@ def test_forecasts_on_average_come_true(known, fit):
 
 
 def test_responses_equal_the_sum_over_classes():
-    """By hand from the definition, one customer after the other; level and baseline too."""
+    """By hand from the definition, one customer after the other; level too."""
     doubt = np.full((2, SITUATIONS, 3), 0.4)
     level = {"level": np.array([0.2, 1.1]), "cost_level": np.array(0.9)}
     model = replace(two_classes(), doubt=doubt, **level)
     random = np.random.default_rng(0)
     belief = random.dirichlet([2, 2, 1], 5)[:, :2]
-    situation, given = random.integers(0, SITUATIONS, 5), random.normal(0, 1, 5)
-    for baseline in (None, given):
-        said = respond(model, belief, situation, baseline)
-        for i in range(5):
-            own = model.purchase[:, situation[i]]
-            mean = belief[i] @ own
-            odds = np.log(mean / (1 - mean))
-            start = 0.2 + 1.1 * odds[0] if baseline is None else given[i]
-            purchase = 1 / (1 + np.exp(-(start + odds - odds[0])))
-            by_class = belief[i][:, None] * own * purchase / mean
-            assert said.purchase[i] == pytest.approx(purchase)
-            assert said.margin[i] == pytest.approx(model.margin @ by_class)
-            redeemed = model.redeemed * [1.0, 0.9, 0.9]
-            assert said.cost[i] == pytest.approx((redeemed * by_class).sum(axis=0))
-            error = (model.margin[:, None] * by_class * (1 - own) * 0.4).sum(axis=0)
-            assert said.doubt[i] == pytest.approx(error)
+    situation = random.integers(0, SITUATIONS, 5)
+    said = respond(model, belief, situation)
+    for i in range(5):
+        own = model.purchase[:, situation[i]]
+        mean = belief[i] @ own
+        odds = np.log(mean / (1 - mean))
+        purchase = 1 / (1 + np.exp(-(0.2 + 1.1 * odds[0] + odds - odds[0])))
+        by_class = belief[i][:, None] * own * purchase / mean
+        assert said.purchase[i] == pytest.approx(purchase)
+        assert said.margin[i] == pytest.approx(model.margin @ by_class)
+        redeemed = model.redeemed * [1.0, 0.9, 0.9]
+        assert said.cost[i] == pytest.approx((redeemed * by_class).sum(axis=0))
+        error = (model.margin[:, None] * by_class * (1 - own) * 0.4).sum(axis=0)
+        assert said.doubt[i] == pytest.approx(error)
+
+
+def test_beliefs_that_agree_with_a_better_forecast_are_the_closest_ones():
+    """Against scipy's constrained minimum of the Kullback-Leibler divergence, by customer."""
+    model = replace(two_classes(), level=np.array([0.2, 1.1]))
+    random = np.random.default_rng(1)
+    belief = random.dirichlet([2, 2, 1], 4)[:, :2]
+    situation = random.integers(0, SITUATIONS, 4)
+    own = model.purchase[:, situation, 0].T
+    raw = own.min(axis=1) * 0.4 + own.max(axis=1) * 0.4  # within what beliefs can say
+    chance = sigmoid(0.2 + 1.1 * log_odds(raw))
+    found = agreeing(model, belief, situation, chance)
+    assert respond(model, found, situation).purchase[:, 0] == pytest.approx(chance)
+    for i in range(4):
+        before = np.append(belief[i], 1 - belief[i].sum())
+        buys = np.append(own[i], 0.0)
+        solved = minimize(
+            lambda b, before=before: (b * np.log(b / before)).sum(),
+            before,
+            bounds=[(1e-9, 1)] * 3,
+            constraints=[
+                {"type": "eq", "fun": lambda b: b.sum() - 1},
+                {"type": "eq", "fun": lambda b, buys=buys, i=i: b @ buys - raw[i]},
+            ],
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        assert found[i] == pytest.approx(solved.x[:2], abs=1e-4)
+    same = respond(model, belief, situation).purchase[:, 0]
+    assert agreeing(model, belief, situation, same) == pytest.approx(belief, abs=1e-8)
+
+
+def test_a_forecast_beyond_every_class_is_approached():
+    model, belief = two_classes(), np.array([[0.5, 0.3], [0.5, 0.3], [0.0, 0.0]])
+    situation = np.zeros(3, int)
+    found = agreeing(model, belief, situation, np.array([0.999, 1e-6, 0.5]))
+    said = respond(model, found, situation).purchase[:, 0]
+    assert said[0] == pytest.approx(model.purchase[:, 0, 0].max(), rel=0.01)
+    assert said[1] == pytest.approx(1e-6)  # most are gone: that every belief can say
+    assert (found[2] == 0).all()
 
 
 def test_log_likelihood_does_not_fall_during_the_fit(known):
@@ -256,7 +296,8 @@ def test_classes_explain_what_confounds_where_no_propensity_is_logged():
 def test_null_world_shows_a_good_coupon_to_few(seed):
     """Simulated truth: coupons move nobody. Two standard errors off, without any budget.
 
-    A run takes off less (`pessimism`): there the proof of lift keeps coupons from everybody.
+    By a normal tail 2.3 % would look good with one coupon, and up to thrice that with three. A run
+    takes off less (`pessimism`): there the proof of lift keeps coupons from everybody.
     """
     world = make_world(WorldConfig(seed=seed, effect=0.0))
     panel = panel_of(record_history(world, 4000, 30, seed=seed))
@@ -270,7 +311,7 @@ def test_null_world_shows_a_good_coupon_to_few(seed):
     profit = now.margin - now.cost - contact + personal_future(plan, value, belief, situation, 0.95)
     uplift = profit - profit[:, :1] - 2 * now.doubt
     good = (uplift[:, 1:] > 0) & plan.allowed[situation, 1:]
-    assert good.any(axis=1).mean() <= 0.025
+    assert good.any(axis=1).mean() <= 0.03
 
 
 def without_offers(panel):
@@ -400,3 +441,69 @@ def test_response_is_concave_in_the_face_value_and_none_has_no_effect():
     assert (table[:, 0, BASE_TERMS:] == 0).all()
     gift = design(np.array([0.0, 0.0, 5.0])).reshape(SITUATIONS, 3, -1)
     assert gift[0, 1, EFFECT] > 0  # a coupon of unknown value, such as a free gift
+
+
+def test_joined_models_are_weighed_by_what_each_makes_of_a_history(known):
+    """Bayes' rule by hand: each model's own belief times the chance it gave what came before."""
+    panel = known[0].take(np.arange(5))
+    models = [two_classes(), replace(two_classes(0.2), share=np.array([0.3, 0.7]))]
+    joined = join(models)
+    apart = np.array([beliefs(model, panel) for model in models])
+    told = [np.zeros(len(panel.period)) for _ in models]  # log-likelihood of the rows before
+    for i, model in enumerate(models):
+        arrays = model.to_arrays() | {"share": np.array([0.5, 0.5])}
+        alone = [  # one class at a time, so that the classes' own likelihoods are needed too
+            history_log_likelihood(ResponseModel.from_arrays(arrays), k, panel) for k in (0, 1)
+        ]
+        told[i] = np.logaddexp(*(np.log(model.share[k]) + alone[k] for k in (0, 1)))
+    weight = np.exp(np.array(told) - np.logaddexp(*told))
+    assert beliefs(joined, panel) == pytest.approx(
+        np.concatenate([weight[i][:, None] * apart[i] for i in (0, 1)], axis=1), abs=1e-9
+    )
+
+
+def history_log_likelihood(model, k, panel):
+    """(m,) of all that came before each row, for a customer of class k; a plain recursion."""
+    found = np.zeros(len(panel.period))
+    for customer in range(panel.customers):
+        here, gone, total = 1.0, 0.0, 0.0
+        for row in range(panel.first[customer], panel.first[customer + 1]):
+            found[row] = total
+            if not panel.closed[row]:
+                continue
+            place, coupon = panel.situation[row], panel.coupon[row]
+            chance = model.purchase[k, place, coupon]
+            hazard = model.hazard[k, leaving_cell(np.array([place]), np.array([coupon]))[0]]
+            offered = model.offers[k, place]
+            total += np.log(offered if coupon else 1 - offered)
+            if panel.purchased[row]:
+                seen, gone = here * chance, 0.0
+                away = np.log(max(panel.margin[row], float(model.smallest_margin)))
+                away = (away - model.log_margin[k]) / model.log_margin_spread[k]
+                total += -0.5 * away**2 - np.log(model.log_margin_spread[k])
+                redeems = model.redeems[k, coupon]
+                total += np.log(redeems if panel.cost[row] > 0 else 1 - redeems)
+            else:
+                seen = here * (1 - chance)
+            total += np.log(seen + gone)
+            here, gone = seen * (1 - hazard), gone + seen * hazard
+            here, gone = here / (here + gone), gone / (here + gone)
+    return found
+
+
+def test_a_model_joined_with_itself_forecasts_the_same(known):
+    panel, model = known[0].take(np.arange(50)), two_classes()
+    once, twice = (
+        respond(one, beliefs(one, panel), panel.situation) for one in (model, join([model, model]))
+    )
+    for name in ("purchase", "margin", "cost"):
+        assert getattr(twice, name) == pytest.approx(getattr(once, name)), name
+
+
+@pytest.mark.parametrize(("customers", "sizes"), [(250, (1,)), (600, (2, 1)), (2400, (8, 6, 5))])
+def test_without_a_wish_models_of_several_sizes_are_joined(known, customers, sizes):
+    panel = known[0].take(np.arange(customers))
+    fitted = fit_response(panel, FACES, max_iterations=2)
+    assert fitted.model.classes == sum(sizes)
+    shares = np.split(fitted.model.share, np.cumsum(sizes)[:-1])
+    assert [part.sum() for part in shares] == pytest.approx([1 / len(sizes)] * len(sizes))
