@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 from scipy import sparse
 
 from winback.models.errors import DataError, SettingsError, first_rows
@@ -157,16 +158,44 @@ def value_iteration(
     point, where scale = max(1, max|Q|): the residual must fall below tolerance·(1 − γ).
     """
     check_discount(gamma)
-    q = np.zeros(model.shape) if start is None else start
+    q = np.zeros(model.shape) if start is None else start.copy()
     if q.size == 0:
         return q, 0.0, 0
+    payoff, kernel = model.payoff(price), model.kernel
     for sweep in range(1, MAX_SWEEPS + 1):
-        updated = model.backup(model.value(q), gamma, price)
-        residual = float(np.abs(updated - q).max() / max(1.0, np.abs(updated).max()))
-        q = updated
+        change, size = _sweep(
+            payoff, model.allowed, kernel.data, kernel.indices, kernel.indptr, gamma, q
+        )
+        residual = change / max(1.0, size)
         if residual <= tolerance * (1 - gamma):
             return q, residual, sweep
     raise SettingsError(f"planner: residual {residual:.2g} after {sweep} sweeps: lower gamma")
+
+
+@njit(cache=False, nogil=True)
+def _sweep(payoff, allowed, chances, following, begins, gamma, q):  # type: ignore[no-untyped-def]
+    """Put TQ in place of Q (S, A); return max|TQ − Q| and max|TQ|.
+
+    :meth:`CustomerModel.backup` in one pass over the kernel (a CSR matrix): nothing but the kernel
+    comes from beyond the nearest cache.
+    """
+    states, coupons = q.shape
+    value = np.full(states, -np.inf)
+    for s in range(states):
+        for a in range(coupons):
+            if allowed[s, a] and q[s, a] > value[s]:
+                value[s] = q[s, a]
+    change, size = 0.0, 0.0
+    for s in range(states):
+        for a in range(coupons):
+            expected = 0.0
+            for j in range(begins[s * coupons + a], begins[s * coupons + a + 1]):
+                expected += chances[j] * value[following[j]]
+            updated = payoff[s, a] + gamma * expected
+            change = max(change, abs(updated - q[s, a]))
+            size = max(size, abs(updated))
+            q[s, a] = updated
+    return change, size
 
 
 def check_discount(gamma: float) -> None:

@@ -10,7 +10,7 @@ from winback.operators.bench_peers import reference_learning
 
 FACES = np.array([0.0, 4.0, 8.0, 14.0])
 CONTACT = np.array([0.0, 0.05, 0.05, 0.05])
-CLASSES = 8  # as many as a fit learns at most
+CLASSES = 19  # as many as a fit joins at most
 PERIODS = 25  # decisions per customer: half a year of weeks
 GAMMA, RESIDUAL = 0.95, 1e-6
 PEER_STEPS = 1_500  # real steps of the reference's loop, its own number; 20 planned ones each
@@ -26,7 +26,7 @@ def planning_problem(decisions: int, seed: int = 0) -> tuple[Any, Any]:
 
 
 def _response(seed: int) -> Any:
-    """Eight classes drawn at random."""
+    """Classes drawn at random."""
     from winback.models.response import BASE_TERMS, EFFECT, SHARED_EFFECTS, ResponseModel
     from winback.models.situations import COUPONS, SITUATIONS
 

@@ -20,7 +20,7 @@ AS_OF = "2024-07-29"
 
 
 def q_table(states: int, seed: int = 0) -> list[tuple[str, dict[str, float]]]:
-    """States named as the daily run names them, and a value per coupon."""
+    """States named and sorted as the daily run has them, and a value per coupon."""
     values = np.random.default_rng(seed).normal(20, 5, (states, len(COUPONS))).round(4)
     keys = (
         f"days_since_last_purchase=[{n % 7},{n % 7 + 1})|purchases_last_30d=[{n % 11},inf)"
@@ -28,7 +28,7 @@ def q_table(states: int, seed: int = 0) -> list[tuple[str, dict[str, float]]]:
         for n in range(states)
     )
     rows = (dict(zip(COUPONS, row, strict=True)) for row in values.tolist())
-    return list(zip(keys, rows, strict=True))
+    return sorted(zip(keys, rows, strict=True), key=lambda state: state[0])
 
 
 def _state_space() -> Any:

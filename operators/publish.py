@@ -65,7 +65,7 @@ SUPPORTED_VALUES = """
 select state, coupon_id, q_value
 from {origin}.q_table
 where as_of = {as_of} and run_id = {run_id} and is_supported
-order by state, coupon_id
+order by state collate "C", coupon_id
 """
 
 
