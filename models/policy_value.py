@@ -16,7 +16,7 @@ plan than the champion for that alone. Where the champion has seen no decision, 
 stands in.
 
 Left out of all policies: exploration, holdout, consent, the contact gap, limits and the exact end
-of the budget; and the profit model's forecast, which moves the level of a customer's forecasts.
+of the budget; and the profit model's forecast, which moves who a customer is taken to be.
 Decisions without a choice (propensity 1) and the latest one of each customer, of which nobody
 knows yet what followed, are left out of the log.
 """
