@@ -151,7 +151,7 @@ def fit_halves(
     Args:
         panel: the log.
         face_values: (A,) of the coupons, currency.
-        classes: K of each model; by default by the number of customers.
+        classes: K of one model for each half; by default several are joined.
         seed: of the halves.
     """
     half = halves(panel.customers, seed)

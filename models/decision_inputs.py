@@ -20,7 +20,7 @@ Texts = NDArray[np.object_]
 class Customers:
     """Who is decided upon, as of the decision date; all (n,).
 
-    ``recent_contact``: got a coupon within the contact gap.
+    ``recent_contact``: got a coupon within the contact gap, or as many of late as anybody may.
     """
 
     customer_id: Ids

@@ -20,9 +20,7 @@ from winback.models.limits import Limit
 SEPARATOR = "\0"  # Postgres text cannot hold it, so no two lists of words join to the same text
 SPEND_DEVIATIONS = 3.0  # exploration exceeds its money by chance about once in a thousand runs
 MOST_DESIGNED = 0.5  # at most half get a coupon, so that none stays as well known as all coupons
-CHEAPEST = (
-    0.01  # of the dearest coupon's cost: one that is next to free is drawn at most 10 × often
-)
+CHEAPEST = 0.01  # of the dearest coupon's cost: one next to free is drawn at most 10 × as often
 
 Ids = Sequence[str] | NDArray[np.object_] | NDArray[np.str_]
 

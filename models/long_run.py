@@ -17,6 +17,7 @@ CHECKED_PERIODS = 24  # latest windows that the cost of the chosen is checked on
 CERTAINTY = 1.645  # standard errors: too little is kept back in one case of twenty
 CERTAINTY_ESTIMATED = 3.0  # where propensities are guesses, which no standard error knows of
 FEWEST_REDEMPTIONS = 100  # with fewer the comparison says nothing
+PRIOR_REDEMPTIONS = 100.0  # what all coupons together count for in each one's own ratio
 MOST_OFTEN = 60.0  # one window never counts for more than this many
 BISECTIONS = 24  # of the price; the last step is below a ten-millionth of it
 PRICE_LIMIT = 1e6  # a price nobody pays: the budget is 0
@@ -43,15 +44,20 @@ class Today:
 
 @dataclass(frozen=True)
 class ChosenCost:
-    """Coupon money that came over what was said, and its standard error; see below."""
+    """Coupon money that came over what was said; see :func:`cost_of_the_chosen`.
 
-    ratio: float
-    standard_error: float
+    Attributes:
+        ratio: (A,) by coupon; 1 for `none`.
+        relative_error: standard error of the ratio of all coupons together, as a share of it.
+    """
+
+    ratio: Floats
+    relative_error: float
 
     def spendable(self, *, propensities_logged: bool) -> float:
         """Share of a budget to plan with at ``ratio``, so that it holds at the ratio's bound."""
         certainty = CERTAINTY if propensities_logged else CERTAINTY_ESTIMATED
-        return self.ratio / (self.ratio + certainty * self.standard_error)
+        return 1 / (1 + certainty * self.relative_error)
 
 
 def price_of_budget(
@@ -108,7 +114,9 @@ def cost_of_the_chosen(panel: Panel, cost: Floats, chosen: Ints) -> ChosenCost:
     budget would pay for them. Where those whom it would have given a coupon had one, whichever,
     the coupon money that came is compared with what was said of that coupon: a ratio estimate with
     the sum of a customer's rows as its unit (Cochran 1977, ch. 6). The shop's own windows are
-    weighed by 1 / propensity, to a mean of 1; winback's count once each.
+    weighed by 1 / propensity, to a mean of 1; winback's count once each. Each coupon's own ratio is
+    that of the windows where it is both chosen and was offered, drawn toward the ratio of all: who
+    is chosen for a dear coupon is chosen for other errors than who is for a cheap one.
 
     Args:
         panel: m decisions.
@@ -122,8 +130,16 @@ def cost_of_the_chosen(panel: Panel, cost: Floats, chosen: Ints) -> ChosenCost:
     weight[theirs] *= theirs.sum() / max(weight[theirs].sum(), 1e-12)
     said = weight * cost[rows, panel.coupon[rows]]
     came = weight * panel.cost[rows]
+    ratio = np.ones(cost.shape[1])
     if (came > 0).sum() < FEWEST_REDEMPTIONS or said.sum() <= 0:
-        return ChosenCost(1.0, 0.0)
-    ratio = float(came.sum() / said.sum())
-    off = np.bincount(panel.customer[rows], came - ratio * said)
-    return ChosenCost(ratio, float(np.sqrt((off**2).sum()) / said.sum()))
+        return ChosenCost(ratio, 0.0)
+    overall = float(came.sum() / said.sum())
+    prior = PRIOR_REDEMPTIONS * float(came[came > 0].mean()) / overall  # as said
+    matched, coupons = chosen[rows] == panel.coupon[rows], len(ratio)
+    given = panel.coupon[rows][matched]
+    came_of, said_of = (
+        np.bincount(given, money[matched], coupons)[1:].astype(np.float64) for money in (came, said)
+    )
+    ratio[1:] = (came_of + prior * overall) / (said_of + prior)
+    off = np.bincount(panel.customer[rows], came - overall * said)
+    return ChosenCost(ratio, float(np.sqrt((off**2).sum()) / came.sum()))

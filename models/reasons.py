@@ -71,7 +71,7 @@ def explain(
         currency: written behind amounts, such as ``EUR``.
         rows: only these customers; a million sentences at once take a gigabyte.
     """
-    contacts = "" if max_contacts is None else f", or {max_contacts} in {_days(max_contacts_days)}"
+    contacts = _contacts(gap_days, max_contacts, max_contacts_days)
     speaker = _Speaker(
         decisions, _texts(labels), _texts(situation), p_purchase, decision_days, currency
     )
@@ -83,7 +83,7 @@ def explain(
     sentences = np.full(len(at), "", dtype=object)
     sentences[reason == "no_consent"] = NO_CONSENT
     sentences[reason == "no_purchase_yet"] = NO_PURCHASE_YET
-    for name, sentence in _suppressed(gap_days, contacts, decisions.is_proven).items():
+    for name, sentence in _suppressed(contacts, decisions.is_proven).items():
         because = reason == name
         sentences[because] = _join(sentence, _standing(speaker, at[because]))
     passed_over = compared & ((reason == "no_uplift") | (reason == "budget"))
@@ -130,13 +130,19 @@ def describe_run(summary: Summary, currency: str = "") -> str:
     )
 
 
-def _suppressed(gap_days: int, contacts: str, is_proven: bool) -> dict[str, str]:
+def _contacts(gap_days: int, max_contacts: int | None, max_contacts_days: int) -> str:
+    """Which coupons of late keep a customer from another one; either rule may be off."""
+    rules = [f"one in the last {_days(gap_days)}"] if gap_days else []
+    if max_contacts is not None:
+        rules.append(f"{max_contacts} in {'the last ' * (not rules)}{_days(max_contacts_days)}")
+    return ", or ".join(rules)
+
+
+def _suppressed(contacts: str, is_proven: bool) -> dict[str, str]:
     """What kept each from a coupon; where the customer stands follows."""
     not_worth_it = "none is expected to bring in more than it costs" if is_proven else UNPROVEN
     return {
-        "recent_contact": (
-            f"No coupon: this customer got one in the last {_days(gap_days)}{contacts}"
-        ),
+        "recent_contact": f"No coupon: this customer got {contacts}",
         "holdout": "No coupon: in the comparison group, which shows what coupons really bring",
         "low_support": "No coupon: past offers do not show what one does for such customers",
         "no_uplift": f"No coupon: {not_worth_it}",

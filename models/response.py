@@ -33,6 +33,7 @@ from winback.models.situations import (
 
 CONCAVITY = 0.6  # of the response in the face value: twice the money moves about 1.5 times as much
 STEEPEST = 60.0  # slope of a tilt: e^60 between who buys for sure and who never does
+FLATTEST = 0.1  # slope of a level that forecasts are read back through
 BISECTIONS = 40  # of a tilt: to the tenth digit
 BASE_TERMS = 1 + (RECENCIES - 1) + (PURCHASES - 1) + (COUPONS - 1)
 COUPON_TERMS = slice(BASE_TERMS - (COUPONS - 1), BASE_TERMS)
@@ -202,7 +203,7 @@ def agreeing(model: ResponseModel, belief: Floats, situation: Ints, chance: Floa
             is approached.
     """
     own = model.purchase[:, situation, 0].T
-    wanted = sigmoid((log_odds(chance) - model.level[0]) / model.level[1])
+    wanted = sigmoid((log_odds(chance) - model.level[0]) / max(model.level[1], FLATTEST))
     gone = np.maximum(1 - belief.sum(axis=1), 0.0)
     low, high = np.full((2, len(chance)), [[-STEEPEST], [STEEPEST]])
 

@@ -15,7 +15,6 @@ weighing (response_data). The offers themselves also tell the classes apart, sin
 some people more than others.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,7 +104,7 @@ def fit_response(
         raise DataError("expected past windows with a purchase to learn responses from, got none")
     sizes = (classes,) if classes else _sizes(data.panel.customers)
     climb = partial(_climb, data, face_values, seed=seed, max_iterations=max_iterations)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=len(sizes)) as pool:
         climbed = list(pool.map(climb, sizes))
     likelihood, iterations = max((fit.log_likelihood, fit.iterations) for fit in climbed)
     model = join([fit.model for fit in climbed])
@@ -191,7 +190,16 @@ def set_level(model: ResponseModel, panel: Panel, weight: Floats) -> ResponseMod
     levelled = model
     if 0 < came.sum() < len(came):
         as_said, precision = np.array([0.0, 1.0, 1.0]), np.array([1.0, 10.0, FIXED])
-        found, _ = logistic(columns, counts, counts * came, as_said, as_said, precision, 20)
+        found, _ = logistic(
+            columns,
+            counts,
+            counts * came,
+            as_said,
+            as_said,
+            precision,
+            20,
+            at_least_zero=np.array([1]),
+        )
         levelled = replace(model, level=found[:2])
     offered = coupon > 0
     expected = respond(levelled, belief[recent], closed.situation[recent]).cost[rows, coupon]

@@ -19,9 +19,10 @@ from pydantic import (
 
 from winback.models.errors import SettingsError, first_rows
 from winback.models.profit_config import ProfitConfig
+from winback.models.schema_names import LONGEST, SCHEMA_NAME, refusal
 
 ENVIRONMENT_PREFIX = "WINBACK_"
-IDENTIFIER = r"^[a-z_][a-z0-9_]*$"  # a schema name that needs no quoting anywhere
+WORK, STAGING = "_work", "_staging"  # behind schema_name: the schemas beside it
 
 # Read where the DAG is parsed, so a run cannot change them: set WINBACK_<NAME> instead.
 DEPLOYMENT_SETTINGS = ("schema_name", "task_retries", "training_pool", "training_queue")
@@ -107,9 +108,14 @@ class Settings(BaseModel):
     publish: bool = Field(True, description="Off: a dry run, everything is computed and checked")
 
     # -- warehouse and artifacts
-    source_schema: str = Field("raw", pattern=IDENTIFIER, description="Schema of the source tables")
+    source_schema: str = Field(
+        "raw", pattern=SCHEMA_NAME, max_length=LONGEST, description="Schema of the source tables"
+    )
     schema_name: str = Field(
-        "winback", pattern=IDENTIFIER, description="Schema of winback's tables"
+        "winback",
+        pattern=SCHEMA_NAME,
+        max_length=LONGEST - len(STAGING),
+        description="Schema of winback's tables",
     )
     artifacts_uri: str = Field(
         "~/.winback/artifacts",  # stays: the next run is compared with the model of the last
@@ -191,7 +197,7 @@ class Settings(BaseModel):
 
     # -- response and planner
     response_classes: int | None = Field(
-        None, ge=1, le=32, description="Hidden classes of customers; empty: by their number"
+        None, ge=1, le=32, description="Hidden classes, one model; empty: several models joined"
     )
     max_response_customers: int = Field(
         40_000, gt=0, description="Customers that the classes are learned from, at most"
@@ -236,6 +242,14 @@ class Settings(BaseModel):
 
     # -- serving
     keep_versions_days: int = Field(14, ge=1, description="Days before an old Q-table expires")
+
+    @field_validator("source_schema", "schema_name")
+    @classmethod
+    def _no_word_of_sql(cls, value: str) -> str:
+        why_not = refusal(value)
+        if why_not:
+            raise ValueError(why_not)
+        return value
 
     @field_validator("timezone")
     @classmethod
@@ -283,12 +297,12 @@ class Settings(BaseModel):
     @property
     def work_schema(self) -> str:
         """Schema that holds a run's results until they are published."""
-        return f"{self.schema_name}_work"
+        return f"{self.schema_name}{WORK}"
 
     @property
     def staging_schema(self) -> str:
         """Schema of the dbt staging and intermediate models."""
-        return f"{self.schema_name}_staging"
+        return f"{self.schema_name}{STAGING}"
 
     @property
     def config_hash(self) -> str:

@@ -22,7 +22,6 @@ from typing import Any, TypeAlias
 from winback.models.errors import WinbackError
 from winback.operators.local_airflow import QUIET
 
-WINBACK = "winback"  # the side that the others are compared with
 SLOW_SECONDS = 60.0  # a side that takes longer runs once
 
 Answer: TypeAlias = Mapping[str, Any]

@@ -57,7 +57,6 @@ class BenchmarkOptions:
         settings: of winback, for all its variants; the others have their defaults, whatever the
             environment says.
         fresh: run what the table already has by the present code.
-        keep: leave the worlds' own schemas in the warehouse.
     """
 
     url: str
@@ -65,7 +64,6 @@ class BenchmarkOptions:
     policies: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     fresh: bool = False
-    keep: bool = False
 
     def __post_init__(self) -> None:
         load_settings(self.settings, {})  # refused before the first world is made
@@ -131,7 +129,7 @@ def run_worlds(
 
 @contextmanager
 def scratch(world: BenchmarkWorld, options: BenchmarkOptions) -> Iterator[Place]:
-    """Schemas and a folder for one world, gone afterwards unless they are to be kept."""
+    """Schemas and a folder for one world, gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="winback-benchmark-") as folder:
         name = f"{options.schema}_benchmark_{world.world_id}"
         place = Place(options.url, name, Path(folder).as_uri())
@@ -139,8 +137,7 @@ def scratch(world: BenchmarkWorld, options: BenchmarkOptions) -> Iterator[Place]
         try:
             yield place
         finally:
-            if not options.keep:
-                place.clear()
+            place.clear()
 
 
 Decider = Callable[[], tuple[Ints, Stated]]

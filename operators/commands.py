@@ -291,7 +291,7 @@ def _connections(data_dir: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _configured_or_embedded(data_dir: Path) -> Iterator[dict[str, str]]:
-    """The configured Airflow connections (nothing to add), else the data folder's own servers."""
+    """As :func:`_connections`, but servers are made where the data folder has none."""
     if CONFIGURED & os.environ.keys():
         yield {}
     else:

@@ -120,7 +120,7 @@ def plan(run: Run) -> dict[str, Any]:
     }
     made = {
         "long_run_price": price,
-        "cost_factor": checked.ratio,
+        "cost_factors": checked.ratio.tolist(),
         "spendable": checked.spendable(propensities_logged=_all_logged(run)),
         "offered": [bool(one) for one in offered],
         "lift": {**asdict(lift), **shown, "is_proven": is_proven},

@@ -23,7 +23,7 @@ RECENCY, FREQUENCY = COARSE
 WITHOUT_COUPON = {
     "no_consent": "have not agreed to be contacted",
     "no_purchase_yet": "have not bought anything yet",
-    "recent_contact": "got a coupon only a few days ago",
+    "recent_contact": "got a coupon, or as many as allowed, of late",
     "holdout": "are in the comparison group, which never gets coupons and so shows what they bring",
     "low_support": "are customers for whom past offers do not show what a coupon does",
     "no_uplift": "are not known to bring in more with a coupon than it costs",

@@ -88,7 +88,7 @@ class _Models:
     stack: "Stack | None"
     profit: "ProfitModel | None"
     tables: Mapping[str, Any]  # of the plan, by class and situation
-    cost_factor: float
+    cost_factors: Any  # (A,)
     space: StateSpace
 
 
@@ -142,10 +142,12 @@ def read_scored(run: Run, offered: list[int]) -> Scored:
         NotFittedError: a part has not been scored.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     parts = [run.artifacts.read_table(SCORES.format(**part)) for part in list_shards(run)]
-    table = pa.concat_tables(parts).combine_chunks()
-    table = table.take(pa.compute.sort_indices(table["customer_id"]))
+    # a shard without buyers has no text in some columns, and so no type for them
+    table = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    table = table.take(pc.sort_indices(table["customer_id"]))
     columns = {"in_limit": np.zeros((table.num_rows, 0), np.bool_)}
     columns |= {name: _from_column(table[name]) for name in table.column_names}
     columns |= {name: columns[name][:, offered] for name in BY_COUPON}
@@ -195,7 +197,7 @@ def _read_models(run: Run) -> _Models:
         stack=stack,
         profit=profit,
         tables=run.artifacts.read_arrays(PLAN_TABLES),
-        cost_factor=float(run.artifacts.read_json(PLAN)["cost_factor"]),
+        cost_factors=np.array(run.artifacts.read_json(PLAN)["cost_factors"]),
         space=StateSpace(run.settings.state_bins),
     )
 
@@ -216,7 +218,7 @@ def _score(run: Run, models: _Models, members: Any) -> Scored:
     # The dearer of two forecasts: the plan picks who is worth much by both together, so whom one
     # of them finds cheap is picked for its error.
     dearer = np.maximum(alone.cost, seen.cost)
-    cost = dearer * np.append(1.0, np.full(dearer.shape[1] - 1, models.cost_factor))
+    cost = dearer * models.cost_factors
     future = over_classes(models.tables["future"], belief, situation)
     support = models.tables["support"][situation]
     encoded = models.space.encode({name: known[name].to_numpy() for name in models.space.features})

@@ -12,6 +12,7 @@ from winback.models.long_run import (
     CERTAINTY,
     CHECKED_PERIODS,
     MOST_OFTEN,
+    PRIOR_REDEMPTIONS,
     Today,
     cost_of_the_chosen,
     personal_future,
@@ -343,18 +344,23 @@ def test_cost_of_the_chosen_equals_a_loop_over_the_latest_windows(panel):
     for row in checked:
         weight = 1.0 if mixed.own[row] else weights[row] / usual
         said = weight * cost[row, panel.coupon[row]]
-        rows.append((panel.customer[row], said, weight * panel.cost[row]))
+        rows.append((row, said, weight * panel.cost[row]))
     ratio = sum(came for _, _, came in rows) / sum(said for _, said, _ in rows)
     by_customer = {}
-    for customer, said, came in rows:
+    for row, said, came in rows:
+        customer = panel.customer[row]
         by_customer[customer] = by_customer.get(customer, 0.0) + came - ratio * said
-    error = sum(off**2 for off in by_customer.values()) ** 0.5 / sum(said for _, said, _ in rows)
+    error = sum(off**2 for off in by_customer.values()) ** 0.5 / sum(came for _, _, came in rows)
+    redeemed = [came for _, _, came in rows if came > 0]
+    prior = PRIOR_REDEMPTIONS * sum(redeemed) / len(redeemed) / ratio
     found = cost_of_the_chosen(mixed, cost, chosen)
-    assert found.ratio == pytest.approx(ratio)
-    assert found.standard_error == pytest.approx(error)
-    assert found.spendable(propensities_logged=True) == pytest.approx(
-        ratio / (ratio + CERTAINTY * error)
-    )
+    assert found.ratio[0] == 1
+    for coupon in (1, 2):
+        own = [one for one in rows if chosen[one[0]] == panel.coupon[one[0]] == coupon]
+        came, said = sum(came for _, _, came in own), sum(said for _, said, _ in own)
+        assert found.ratio[coupon] == pytest.approx((came + prior * ratio) / (said + prior))
+    assert found.relative_error == pytest.approx(error)
+    assert found.spendable(propensities_logged=True) == pytest.approx(1 / (1 + CERTAINTY * error))
 
 
 def test_what_is_kept_back_holds_the_budget_in_19_logs_of_20():
@@ -378,16 +384,17 @@ def test_what_is_kept_back_holds_the_budget_in_19_logs_of_20():
         )
         said = np.tile([0.0, 0.6], (4000, 1))  # 2 a redemption: the truth is 0.78
         found = cost_of_the_chosen(log, said, np.ones(4000, int))
-        spent.append(0.78 / 0.6 / found.ratio * found.spendable(propensities_logged=True))
+        spent.append(0.78 / 0.6 / found.ratio[1] * found.spendable(propensities_logged=True))
     assert 0.02 <= np.mean(np.array(spent) > 1) <= 0.09  # 5 % ± 2.6 standard errors
     assert np.mean(spent) > 0.93
 
 
 def test_cost_of_the_chosen_needs_more_than_a_handful_of_redemptions(panel):
     everybody, said = np.ones(len(panel.period), int), np.full((len(panel.period), 3), 0.01)
-    assert cost_of_the_chosen(panel, said, everybody).ratio > 2
+    assert cost_of_the_chosen(panel, said, everybody).ratio[1] > 2
     for nothing in (
         cost_of_the_chosen(panel, said, 0 * everybody),
         cost_of_the_chosen(replace(panel, cost=panel.cost * (panel.customer < 9)), said, everybody),
     ):
-        assert nothing.ratio == nothing.spendable(propensities_logged=False) == 1
+        assert (nothing.ratio == 1).all()
+        assert nothing.spendable(propensities_logged=False) == 1

@@ -168,7 +168,7 @@ def test_a_floor_says_why_a_coupon_is_given_at_a_loss():
     assert "the limits" in words_of(d)[0]
 
 
-def words_of(decisions, rows=slice(None), past_offers=0, likely=0.117):
+def words_of(decisions, rows=slice(None), past_offers=0, likely=0.117, gap_days=14, **contacts):
     """Sentences with fixed labels, situation and chance of a purchase."""
     n = len(decisions.coupon)
     return explain(
@@ -178,10 +178,27 @@ def words_of(decisions, rows=slice(None), past_offers=0, likely=0.117):
         ["last purchase 7 or more days ago"] * n,
         np.full(n, likely),
         decision_days=7,
-        gap_days=14,
+        gap_days=gap_days,
         currency="EUR",
         rows=rows,
+        **contacts,
     )
+
+
+@pytest.mark.parametrize(
+    ("gap_days", "most", "words"),
+    [
+        (14, None, "got one in the last 14 days ("),
+        (1, None, "got one in the last day ("),
+        (14, 2, "got one in the last 14 days, or 2 in 30 days ("),
+        (0, 2, "got 2 in the last 30 days ("),
+    ],
+)
+def test_a_recent_contact_names_the_rules_that_there_are(gap_days, most, words):
+    contacted = dataclasses.replace(everybody(1), recent_contact=np.ones(1, bool))
+    d = decide(contacted, by_hand([[0, 1.0]], [[0, 1.0]]), NO_EXPERIMENT, 9.0, MONDAY)
+    (sentence,) = words_of(d, gap_days=gap_days, max_contacts=most, max_contacts_days=30)
+    assert f"No coupon: this customer {words}" in sentence
 
 
 def test_sentences_of_a_few_rows_are_those_of_all():

@@ -3,9 +3,11 @@
 import json
 from datetime import date
 
+import psycopg
 import pytest
 
 from winback.models.errors import SettingsError
+from winback.models.schema_names import RESERVED_WORDS
 from winback.models.settings import DEPLOYMENT_SETTINGS, Settings, load_settings
 from winback.models.states import StateSpace
 
@@ -22,6 +24,12 @@ WRONG = [  # values, and what the message says about them
     ({"timezone": "Mars/Olympus"}, "timezone: .*IANA timezone such as Europe/Berlin"),
     ({"timezone": "../../etc/passwd"}, "timezone: .*IANA timezone"),
     ({"source_schema": "raw; drop table x"}, "source_schema: .*came 'raw; drop table x'"),
+    ({"source_schema": "Shop"}, "source_schema: .*came 'Shop'"),
+    ({"schema_name": ""}, "schema_name: .*came ''"),
+    ({"schema_name": "null"}, "schema_name: .*such as shop_null.*came 'null'"),
+    ({"source_schema": "order"}, "source_schema: .*reserved word of SQL.*came 'order'"),
+    ({"schema_name": "pg_shop"}, "schema_name: .*not begin with pg_.*came 'pg_shop'"),
+    ({"schema_name": "s" * 56}, "schema_name: .*at most 55 characters"),
     ({"survival_engine": "magic"}, "survival_engine: .*'winback' or 'lifetimes'"),
     ({"state_bins": {"avg_order_value": [5, 1]}}, "state_bins: .*rising bin edges"),
     ({"state_bins": {"shoe_size": [40]}}, "state_bins: .*no such state feature"),
@@ -33,6 +41,25 @@ WRONG = [  # values, and what the message says about them
 def test_impossible_values_are_refused_in_words(values, words):
     with pytest.raises(SettingsError, match=words):
         load_settings(values, EMPTY)
+
+
+def test_the_reserved_words_are_those_of_the_server(postgres_url):
+    """The server's own list: R cannot name a schema, T only functions and types."""
+    query = "select word from pg_get_keywords() where catcode in ('R', 'T')"
+    with psycopg.connect(postgres_url) as connection:
+        assert {word for (word,) in connection.execute(query)} == RESERVED_WORDS
+
+
+@pytest.mark.parametrize("name", ["nulls", "_", "s" * 55])
+def test_a_schema_that_is_not_refused_can_be_made(postgres_url, name):
+    settings = load_settings({"schema_name": name}, EMPTY)
+    names = (settings.schema_name, settings.work_schema, settings.staging_schema)
+    with psycopg.connect(postgres_url) as connection:
+        for one in names:
+            connection.execute(f"create schema {one}")
+        query = "select count(*) from pg_namespace where nspname = any(%s)"
+        assert connection.execute(query, [list(names)]).fetchone() == (3,)
+        connection.rollback()
 
 
 def test_all_that_is_wrong_is_listed_at_once():
