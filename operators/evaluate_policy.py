@@ -61,6 +61,10 @@ GONE = (
     "The current policy ({name}) cannot be compared: its model is gone. To compare, bring back "
     "{folder}."
 )
+OTHER_WINDOW = (
+    "The current policy ({name}) cannot be compared: it decided for {then} days, this run decides "
+    "for {now}."
+)
 CHANGED = (
     "The current policy ({name}) cannot be compared: it knew coupons worth {then}, the catalogue "
     "has {now}."
@@ -137,11 +141,14 @@ def _read_champion(run: Run, catalogue: Catalogue) -> _Champion:
         rules = rules_of(_settings_of(run, last["settings"]), catalogue, folder.read_json(PLAN))
     except NotFittedError:
         return _Champion(None, name, GONE.format(name=name, folder=folder.folder))
+    days = run.settings.decision_days
+    then_days = json.loads(last["settings"] or "{}").get("decision_days", days)
+    if then_days != days:
+        return _Champion(None, name, OTHER_WINDOW.format(name=name, then=then_days, now=days))
     if not np.array_equal(response.face_values, catalogue.face_values):
         now = ", ".join(f"{value:g}" for value in catalogue.face_values[1:])
         then = ", ".join(f"{value:g}" for value in response.face_values[1:])
         return _Champion(None, name, CHANGED.format(name=name, now=now, then=then))
-    days = run.settings.decision_days
     until = (date.fromisoformat(last["as_of"]) - GRID_START).days // days
     return _Champion(Plan(response, rules, until), name)
 

@@ -221,9 +221,14 @@ def test_the_champion_decides_by_its_own_settings(shop):
     assert found["figures"]["versus_champion_disagreement"] > 0
 
 
+DECIDED_FOR = (
+    "update winback.runs set metrics = jsonb_set(metrics, '{{settings,decision_days}}', '{days}') "
+    "where run_id = 'first'"
+)
 LOST = {
     "gone": "(run first of {as_of}) cannot be compared: its model is gone. To compare, bring back",
     "another catalogue": "it knew coupons worth 6, 11, the catalogue has 5, 10",
+    "another window": "it decided for 14 days, this run decides for 7",
 }
 
 
@@ -234,11 +239,14 @@ def lost(request, shop) -> Iterator[str]:
     model = place.read_arrays(RESPONSE_MODEL)
     if request.param == "gone":
         (place.folder / RESPONSE_MODEL).unlink()
+    elif request.param == "another window":
+        shop.query(DECIDED_FOR.format(days=14))
     else:
         changed = {**model, "face_values": model["face_values"] + np.array([0, 1, 1])}
         place.write_arrays(RESPONSE_MODEL, changed)
     yield LOST[request.param].format(as_of=shop.as_of)
     place.write_arrays(RESPONSE_MODEL, model)
+    shop.query(DECIDED_FOR.format(days=7))
 
 
 def test_a_champion_that_cannot_be_compared_is_not_replaced_unseen(shop, lost, caplog):

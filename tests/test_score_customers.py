@@ -6,6 +6,7 @@ from pipeline import checked_template, copy_of
 
 from winback.models.errors import NotFittedError
 from winback.models.settings import load_settings
+from winback.operators import score_customers
 from winback.operators.allocate_coupons import allocate
 from winback.operators.run import Run
 from winback.operators.score_customers import list_shards, read_scored, score_shard
@@ -58,3 +59,16 @@ def test_a_part_that_is_missing_is_named_and_scored_alone(shop):
     scored = read_scored(run, [0, 2])
     assert scored.margin.shape == (len(shop.query(DECIDED)), 2)
     assert list(scored.customer_id) == sorted(scored.customer_id)
+
+
+def test_a_part_without_customers_changes_nothing(shop, monkeypatch):
+    """Parts are drawn by hash, so one may be empty."""
+    run = run_of(shop)
+    whole, empty = {"shard": 0, "shards": 1}, {"shard": 5, "shards": 1_000_000}
+    assert score_shard(run, **whole) > 0
+    assert score_shard(run, **empty) == 0
+    before = read_scored(run, [0, 1])
+    monkeypatch.setattr(score_customers, "list_shards", lambda _: [empty, whole])
+    after = read_scored(run, [0, 1])
+    assert list(after.customer_id) == list(before.customer_id)
+    assert (after.margin == before.margin).all()
