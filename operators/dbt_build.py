@@ -54,7 +54,7 @@ class DbtBuildOperator(DbtBuildLocalOperator):
     ) -> None:
         super().__init__(
             project_dir=str(PROJECT),
-            profile_config=_profile(warehouse_conn_id),
+            profile_config=_profile(warehouse_conn_id, load_settings().schema_name),
             invocation_mode=InvocationMode.DBT_RUNNER,
             install_deps=False,
             emit_datasets=False,
@@ -72,7 +72,8 @@ class DbtBuildOperator(DbtBuildLocalOperator):
         chosen = load_settings(self.settings).model_dump(mode="json")
         shaping = {name: chosen[name] for name in SETTING_VARS}
         self.vars = {"as_of": self.as_of, "run_id": self.run_id, **shaping}
-        self.profile_config = _profile(self.warehouse_conn_id)  # the one that was templated
+        # the connection that was templated, and the schema of these settings
+        self.profile_config = _profile(self.warehouse_conn_id, chosen["schema_name"])
         with transaction(warehouse_url(self.warehouse_conn_id)):
             pass
         try:
@@ -83,8 +84,8 @@ class DbtBuildOperator(DbtBuildLocalOperator):
             ) from error
 
 
-def _profile(conn_id: str) -> ProfileConfig:
+def _profile(conn_id: str, schema: str) -> ProfileConfig:
     mapping = PostgresUserPasswordProfileMapping(
-        conn_id=conn_id, profile_args={"schema": load_settings().schema_name, "threads": 2}
+        conn_id=conn_id, profile_args={"schema": schema, "threads": 2}
     )
     return ProfileConfig(profile_name="winback", target_name="warehouse", profile_mapping=mapping)
