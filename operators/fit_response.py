@@ -111,7 +111,9 @@ def _fill_propensities(
 ) -> tuple[Panel, dict[str, Any]]:
     """The panel with propensities estimated where the log has none, and what overlap it has.
 
-    ``is_readable`` in the report says of each coupon whether the log can tell what it does.
+    ``is_readable`` in the report says of each coupon whether the log can tell what it does. A
+    decision of winback's own counts once, however likely it was: chosen by what is on record, it
+    hides nothing, while rarer and rarer exploration would make the log look ever less readable.
     """
     from winback.models.propensity import (
         estimate_propensities,
@@ -133,9 +135,10 @@ def _fill_propensities(
         looks = _looks(read)[closed]
         chances = estimate_propensities(looks, coupon, panel.customer[closed], coupons, seed=seed)
         propensity[closed] = fill_logged(logged, chances, coupon)
-        found = overlap(chances, coupon, names)
+        theirs = ~panel.own[closed] if not panel.own[closed].all() else np.ones(len(coupon), bool)
+        found = overlap(chances[theirs], coupon[theirs], names)
     else:
-        found = overlap_of_logged(logged, coupon, coupons, names)
+        found = overlap_of_logged(1 / panel.inverse_propensity[closed], coupon, coupons, names)
     report = {
         "logged_share": logged_share,
         "verdict": found.verdict,

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.datetime import DateLoader
 
 from winback.operators.sample import load_frames
 
@@ -157,9 +158,17 @@ def profile_environment(url: str, schema: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+class OpenDateLoader(DateLoader):
+    """Dates of which infinity is Python's last one."""
+
+    def load(self, data: Any) -> date:
+        return date.max if bytes(data) == b"infinity" else super().load(data)
+
+
 def rows(url: str, query: str) -> pd.DataFrame:
     """Result of a query as a frame."""
     with psycopg.connect(url) as connection:
+        connection.adapters.register_loader("date", OpenDateLoader)
         cursor = connection.execute(query)
         return pd.DataFrame(cursor.fetchall(), columns=[one.name for one in cursor.description])
 

@@ -156,6 +156,25 @@ def test_bad_sources_stop_the_build_and_are_named(
     assert named in failures.astype(str).to_numpy().ravel().tolist()
 
 
+def test_a_repeated_id_is_found_beside_days_tested_before(shop: str) -> None:
+    """Only the new row's day is tested again, but against all days, and until it is put right."""
+    test = "orders_with_one_id_are_identical"
+    selection = ("--select", "+int_category_days", "--exclude-resource-type", "unit_test")
+    assert build(shop, "tested", AS_OF, *selection, sources="raw").success
+    with psycopg.connect(shop) as connection:
+        connection.execute("insert into raw.orders values ('o1', 'c1', '2024-01-20 12:34+00', 7)")
+    try:
+        results = [build(shop, "tested", AS_OF, *selection, sources="raw") for _ in range(2)]
+        named = rows(shop, f"select * from tested_staging.{test}")
+    finally:
+        with psycopg.connect(shop) as connection:
+            connection.execute("delete from raw.orders where ordered_at = '2024-01-20 12:34+00'")
+    for result in results:
+        assert [one.node.name for one in result.result if one.status == "fail"] == [test]
+    assert list(named["unique_field"]) == ["o1"]
+    assert build(shop, "tested", AS_OF, *selection, sources="raw").success
+
+
 def test_published_decisions_count_as_offers_when_told(shop: str) -> None:
     day = AS_OF - timedelta(3)
     selection = ("--select", "tag:features", *ONLY_MODELS)

@@ -3,12 +3,17 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pipeline import Shop, checked_template, copy_of
 
+from winback.models.situations import Panel
 from winback.operators.artifacts import OVERLAP, Artifacts
+from winback.operators.fit_response import _fill_propensities
+from winback.operators.panel import PanelRows
 
 RUN = "fitted_again"
 OFFERED = """
@@ -80,3 +85,36 @@ def test_before_the_first_offer_nothing_is_held_against_a_coupon(shop):
     assert found["verdict"] == "No offers in the log yet."
     assert [row["is_readable"] for row in found["coupons"]] == [True] * len(found["coupons"])
     assert all("decisions" not in row for row in found["coupons"])
+
+
+def test_decisions_of_its_own_do_not_make_the_log_unreadable():
+    """A shop's log by lot, then 40 weeks of winback's own choices, of which few were explored.
+
+    Oracle: without the mark they are a stranger's, worth too few for their number.
+    """
+    random = np.random.default_rng(0)
+    theirs, own = 3_000, 60_000
+    coupon = np.append(random.integers(0, 3, theirs), random.choice(3, own, p=[0.6, 0.39, 0.01]))
+    explored = np.append(np.zeros(theirs, bool), random.random(own) < 0.03)
+    chance = np.where(explored, 0.01, 0.97)
+    n = theirs + own
+    panel = Panel(
+        first=np.arange(n + 1),
+        period=np.append(np.zeros(theirs, int), np.ones(own, int)),
+        situation=np.zeros(n, int),
+        coupon=coupon,
+        purchased=np.zeros(n, bool),
+        margin=np.zeros(n),
+        cost=np.zeros(n),
+        propensity=np.where(np.arange(n) < theirs, 1 / 3, chance),
+        own=np.arange(n) >= theirs,
+        closed=np.ones(n, bool),
+    )
+    catalogue = SimpleNamespace(coupon_ids=["none", "a", "b"], labels=["No coupon", "A", "B"])
+    readable = {}
+    for marked in (True, False):
+        one = replace(panel, own=panel.own & marked)
+        _, report = _fill_propensities(PanelRows(one, None, None, None), catalogue, 0)
+        readable[marked] = [row["is_readable"] for row in report["coupons"][1:]]
+    assert readable[True] == [True, True]
+    assert not all(readable[False])

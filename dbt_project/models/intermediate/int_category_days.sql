@@ -1,7 +1,17 @@
+{{ config(
+    materialized='incremental',
+    incremental_strategy='append',
+    pre_hook="{{ delete_days_to_build(ref('int_event_days')) }}",
+    post_hook="{{ remember_days(ref('int_event_days')) }}",
+    indexes=[{'columns': ['event_day']}]
+) }}
+
+-- depends_on: {{ ref('stg_winback__coupon_offers') }}
+-- (a day remembered here has passed the tests of its orders and its offers: see changed_days.sql)
 with purchases as (
 
     select * from {{ ref('stg_winback__orders') }}
-    where is_purchase
+    where is_purchase and {{ is_to_build('ordered_on', ref('int_event_days')) }}
 
 ),
 

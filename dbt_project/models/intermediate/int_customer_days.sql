@@ -1,3 +1,11 @@
+{{ config(
+    materialized='incremental',
+    incremental_strategy='append',
+    pre_hook="{{ delete_days_to_build(ref('int_source_days')) }}",
+    post_hook=["{{ remember_days(ref('int_source_days')) }}", "analyze {{ this }}"],
+    indexes=[{'columns': ['event_day', 'customer_id'], 'unique': true}]
+) }}
+
 with order_days as (
 
     select
@@ -11,6 +19,7 @@ with order_days as (
         sum(coupon_cost) as coupon_cost,
         count(*) filter (where coupon_cost > 0) as coupons_redeemed
     from {{ ref('stg_winback__orders') }}
+    where {{ is_to_build('ordered_on', ref('int_source_days')) }}
     group by customer_id, ordered_on
 
 ),
@@ -23,6 +32,7 @@ top_categories as (
         categories.category_id
     from {{ ref('int_category_days') }} as sold
     inner join {{ ref('categories') }} as categories on sold.category = categories.category
+    where {{ is_to_build('sold.event_day', ref('int_source_days')) }}
     order by
         sold.customer_id asc, sold.event_day asc, sold.revenue desc nulls last, sold.category asc
 
@@ -41,6 +51,7 @@ offer_days as (
             as contact_cost
     from {{ ref('stg_winback__coupon_offers') }} as offers
     left join {{ ref('stg_winback__coupons') }} as coupons on offers.coupon_id = coupons.coupon_id
+    where {{ is_to_build('offers.offered_on', ref('int_source_days')) }}
     group by offers.customer_id, offers.offered_on
 
 )

@@ -4,6 +4,13 @@ with source_days as (
 
 ),
 
+built as (
+
+    select * from {{ ref('int_days_built') }}
+    where model_name = 'customer_snapshots'
+
+),
+
 dates as (
 
     select
@@ -13,7 +20,7 @@ dates as (
             interval '1 day'
         ) as date) as snapshot_date
     from source_days
-    where customers > 0
+    where has_events
 
 ),
 
@@ -42,8 +49,7 @@ rebuild as (
             ) - {{ var('decision_days') }}
         end as rebuild_after
     from source_days
-    full join {{ ref('int_source_days_built') }} as built
-        on source_days.event_day = built.event_day
+    full join built on source_days.event_day = built.event_day
 
 ),
 
@@ -52,16 +58,16 @@ budgets as (
     select
         snapshot_dates.snapshot_date,
         budgets.amount,
-        coalesce(sum(source_days.coupon_cost), 0) as coupon_cost
+        coalesce(sum(coupon_costs.coupon_cost), 0) as coupon_cost
     from snapshot_dates
     inner join {{ ref('stg_winback__budgets') }} as budgets
         on
             snapshot_dates.snapshot_date >= budgets.period_start
             and snapshot_dates.snapshot_date < budgets.period_end
-    left join source_days
+    left join {{ ref('int_coupon_costs') }} as coupon_costs
         on
-            budgets.period_start <= source_days.event_day
-            and snapshot_dates.snapshot_date > source_days.event_day
+            budgets.period_start <= coupon_costs.event_day
+            and snapshot_dates.snapshot_date > coupon_costs.event_day
     group by snapshot_dates.snapshot_date, budgets.period_start, budgets.amount
 
 )

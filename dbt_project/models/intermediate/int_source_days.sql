@@ -1,12 +1,30 @@
 with event_days as (
 
+    select * from {{ ref('int_event_days') }}
+
+),
+
+numbers as (
+
     select
-        event_day,
-        count(*) as customers,
-        sum(coupon_cost) as coupon_cost,
-        sum(hashtextextended(cast(customer_days as text), 0)) as checksum
-    from {{ ref('int_customer_days') }} as customer_days
-    group by event_day
+        categories.category_id,
+        categories.category,
+        min(firsts.event_day) as first_day
+    from {{ ref('categories') }} as categories
+    inner join {{ ref('int_category_firsts') }} as firsts on categories.category = firsts.category
+    group by categories.category_id, categories.category
+
+),
+
+-- a day's rows hold numbers of categories seen by then; a category that comes later leaves them
+number_days as (
+
+    select
+        event_days.event_day,
+        sum(hash_record_extended(row(numbers.category_id, numbers.category), 0)) as checksum
+    from event_days
+    inner join numbers on event_days.event_day >= numbers.first_day
+    group by event_days.event_day
 
 ),
 
@@ -14,27 +32,22 @@ budget_days as (
 
     select
         period_start as event_day,
-        0 as customers,
-        0 as coupon_cost,
-        sum(hashtextextended(cast(budgets as text), 0)) as checksum
-    from {{ ref('stg_winback__budgets') }} as budgets
+        sum(hash_record_extended(row(period_end, amount), 0)) as checksum
+    from {{ ref('stg_winback__budgets') }}
     group by period_start
-
-),
-
-days as (
-
-    select * from event_days
-    union all
-    select * from budget_days
 
 )
 
 select
-    event_day,
+    coalesce(event_days.event_day, budget_days.event_day) as event_day,
     {{ as_of_date() }} as as_of,
-    cast(sum(customers) as bigint) as customers,
-    sum(coupon_cost) as coupon_cost,
-    cast(sum(checksum) as text) || '/{{ var("decision_days") }}' as checksum
-from days
-group by event_day
+    event_days.event_day is not null as has_events,
+    concat(
+        event_days.checksum,
+        '/', number_days.checksum,
+        '/', budget_days.checksum,
+        '/', {{ var('decision_days') }}
+    ) as checksum
+from event_days
+left join number_days on event_days.event_day = number_days.event_day
+full join budget_days on event_days.event_day = budget_days.event_day

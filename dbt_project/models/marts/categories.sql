@@ -3,7 +3,7 @@ with first_seen as (
     select
         category,
         min(first_ordered_at) as first_ordered_at
-    from {{ ref('int_category_days') }}
+    from {{ ref('int_category_firsts') }}
     group by category
 
 )

@@ -6,30 +6,16 @@
     indexes=[{'columns': ['as_of', 'customer_id'], 'unique': true}]
 ) }}
 
-with days as (
+with customers as (
 
     select
         customer_id,
-        event_day,
-        purchases,
-        margin,
-        min(event_day) filter (where purchases > 0) over (partition by customer_id)
-            as first_purchase_on
-    from {{ ref('int_customer_days') }}
-
-),
-
-customers as (
-
-    select
-        customer_id,
+        purchase_days - 1 as frequency,
+        repeat_margin,
         first_purchase_on,
-        max(event_day) filter (where purchases > 0) as last_purchase_on,
-        cast(count(*) filter (where purchases > 0) - 1 as integer) as frequency,
-        sum(margin) filter (where event_day > first_purchase_on) as repeat_margin
-    from days
-    where first_purchase_on is not null
-    group by customer_id, first_purchase_on
+        last_purchase_on
+    from {{ ref('int_customer_totals') }}
+    where next_event_day = 'infinity' and purchase_days > 0
 
 )
 

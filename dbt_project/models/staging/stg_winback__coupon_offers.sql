@@ -1,44 +1,29 @@
 with offers as (
 
-    select distinct
-        cast(offer_id as text) as offer_id,
-        cast(customer_id as text) as customer_id,
-        cast(coupon_id as text) as coupon_id,
-        offered_at,
-        cast(propensity as numeric) as propensity
-    from {{ source('winback_raw', 'coupon_offers') }}
-    where offered_at < {{ as_of_midnight() }}
-
-),
-
--- A campaign tool reports a decision back under its id. One that has ids of its own shows by the
--- propensity, to the last digit, that it drew nothing itself.
-own as (
-
-    select distinct offers.offer_id
-    from offers
-    inner join {{ source('winback_outputs', 'decisions') }} as decisions
-        on
-            offers.customer_id = decisions.customer_id
-            and offers.coupon_id = decisions.coupon_id
-            and (
-                offers.offer_id = decisions.decision_id
-                or (
-                    {{ local_day('offers.offered_at') }} >= decisions.valid_from
-                    and {{ local_day('offers.offered_at') }} < decisions.valid_to
-                    and abs(offers.propensity - decisions.propensity) < 1e-9
-                )
-            )
+    -- identical rows are one offer, whatever number of decisions it might carry out
+    select
+        cast(reported.offer_id as text) as offer_id,
+        cast(reported.customer_id as text) as customer_id,
+        cast(reported.coupon_id as text) as coupon_id,
+        reported.offered_at,
+        cast(reported.propensity as numeric) as propensity,
+        bool_or(decisions.decision_id is not null) as is_own
+    from {{ source('winback_raw', 'coupon_offers') }} as reported
+    left join {{ source('winback_outputs', 'decisions') }} as decisions
+        on {{ carries_out('reported', 'decisions') }}
+    where reported.offered_at < {{ as_of_midnight() }}
+    group by
+        reported.offer_id,
+        reported.customer_id,
+        reported.coupon_id,
+        reported.offered_at,
+        reported.propensity
 
 ),
 
 carried_out as (
 
-    select
-        offers.*,
-        own.offer_id is not null as is_own
-    from offers
-    left join own on offers.offer_id = own.offer_id
+    select * from offers
     {% if var('decisions_are_offers') %}
     union all
     select
@@ -49,9 +34,7 @@ carried_out as (
         cast(decisions.propensity as numeric) as propensity,
         true as is_own
     from {{ source('winback_outputs', 'decisions') }} as decisions
-    -- a campaign tool that reports back knows better when it sent the coupon
-    left join offers on decisions.decision_id = offers.offer_id
-    where decisions.as_of < {{ as_of_date() }} and offers.offer_id is null
+    where {{ counts_as_offer('decisions') }}
     {% endif %}
 
 )

@@ -1,4 +1,4 @@
-with source as (
+with with_none as (
 
     select distinct
         cast(coupon_id as text) as coupon_id,
@@ -7,23 +7,18 @@ with source as (
         contact_cost,
         channel
     from {{ source('winback_raw', 'coupons') }}
-
-),
-
-with_none as (
-
-    select * from source
     union all
     select
-        'none' as coupon_id,
+        added.coupon_id,
         'No coupon' as label,
         0 as face_value,
         0 as contact_cost,
         'none' as channel
-    where not exists (
-        select 1 from source
-        where source.coupon_id = 'none'
-    )
+    from (values ('none')) as added (coupon_id)
+    -- a join, as neither a CTE read twice nor `exists` without a column can be planned in parallel
+    left join {{ source('winback_raw', 'coupons') }} as coupons
+        on added.coupon_id = cast(coupons.coupon_id as text)
+    where coupons.coupon_id is null
 
 )
 
