@@ -36,7 +36,8 @@ MODULES = {
 # What rivals import without their figures depending on it: types, errors, paths, other samples,
 # and defaults of settings that do not shape features.
 OTHERS = {
-    *("models/errors.py", "models/settings.py", "models/situations.py"),
+    *("models/errors.py", "models/schema_names.py", "models/settings.py"),
+    "models/situations.py",
     *("models/profit_config.py", "models/profit_data.py"),
     *("operators/artifacts.py", "operators/run.py"),
     *("operators/sample_journey.py", "operators/sample_small.py"),
