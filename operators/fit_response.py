@@ -135,8 +135,9 @@ def _fill_propensities(
         looks = _looks(read)[closed]
         chances = estimate_propensities(looks, coupon, panel.customer[closed], coupons, seed=seed)
         propensity[closed] = fill_logged(logged, chances, coupon)
-        theirs = ~panel.own[closed] if not panel.own[closed].all() else np.ones(len(coupon), bool)
-        found = overlap(chances[theirs], coupon[theirs], names)
+        theirs = ~panel.own[closed]
+        judged = theirs | ~np.isin(coupon, coupon[theirs])  # its own only where theirs lack one
+        found = overlap(chances[judged], coupon[judged], names)
     else:
         found = overlap_of_logged(1 / panel.inverse_propensity[closed], coupon, coupons, names)
     report = {
