@@ -89,7 +89,6 @@ class Overlap:
     """Overlap of all coupons, and a sentence on what that allows."""
 
     coupons: tuple[CouponOverlap, ...]
-    is_sufficient: bool
     verdict: str
 
 
@@ -187,21 +186,33 @@ def fill_logged(logged: Floats, estimated: Floats, coupon: Ints) -> Floats:
     return np.where(np.isnan(logged), given, logged)
 
 
-def overlap(propensity: Floats, coupon: Ints, names: Sequence[str] | None = None) -> Overlap:
+def overlap(
+    propensity: Floats,
+    coupon: Ints,
+    names: Sequence[str] | None = None,
+    own: Bools | None = None,
+) -> Overlap:
     """How far the log can tell what each coupon would have done with everybody.
 
     Args:
         propensity: (n, A) probability of each coupon.
         coupon: (n,) index of the coupon given.
         names: (A,) of the coupons, for the verdict; else their index.
+        own: (n,) winback's own decisions. They speak only of coupons that nobody else gave, and
+            each counts once there: what chose them is on record, so they hide nothing.
     """
     n_coupons = propensity.shape[1]
     names = [f"coupon {number}" for number in range(n_coupons)] if names is None else names
-    coupons = tuple(
-        _coupon_overlap(number, propensity[:, number], coupon == number)
-        for number in range(n_coupons)
-    )
-    return _judged(coupons, names)
+    theirs = np.ones(len(coupon), np.bool_) if own is None else ~own
+    log, logged = propensity[theirs], coupon[theirs]
+    found = []
+    for number in range(n_coupons):
+        once = np.ones(int((coupon[~theirs] == number).sum()))
+        if (logged == number).any() or (len(log) and not len(once)):
+            found.append(_coupon_overlap(number, log[:, number], logged == number))
+        else:
+            found.append(_all_given(number, once))
+    return _judged(tuple(found), names)
 
 
 def overlap_of_logged(
@@ -213,16 +224,15 @@ def overlap_of_logged(
     decisions that gave the coupon, and separation is NaN.
     """
     names = [f"coupon {number}" for number in range(n_coupons)] if names is None else names
-    found = []
-    for number in range(n_coupons):
-        own = logged[coupon == number]
-        one = _coupon_overlap(number, own, np.ones(len(own), np.bool_)) if len(own) else None
-        found.append(one or _never_given(number))
-    return _judged(tuple(found), names)
+    found = tuple(_all_given(number, logged[coupon == number]) for number in range(n_coupons))
+    return _judged(found, names)
 
 
-def _never_given(number: int) -> CouponOverlap:
-    return CouponOverlap(number, 0, nan, nan, 0.0, nan, nan, (nan,) * len(QUANTILES))
+def _all_given(number: int, probability: Floats) -> CouponOverlap:
+    """Of a coupon whose probability is known only where it was given."""
+    if not len(probability):
+        return CouponOverlap(number, 0, nan, nan, 0.0, nan, nan, (nan,) * len(QUANTILES))
+    return _coupon_overlap(number, probability, np.ones(len(probability), np.bool_))
 
 
 def _judged(coupons: tuple[CouponOverlap, ...], names: Sequence[str]) -> Overlap:
@@ -230,8 +240,8 @@ def _judged(coupons: tuple[CouponOverlap, ...], names: Sequence[str]) -> Overlap
     complaints = [words for words in thin if words]
     if complaints:
         verdict = "Effects for all customers cannot be read from this log: " + "; ".join(complaints)
-        return Overlap(coupons, False, f"{verdict}.")
-    return Overlap(coupons, True, "Every coupon was given across all kinds of customers.")
+        return Overlap(coupons, f"{verdict}.")
+    return Overlap(coupons, "Every coupon was given across all kinds of customers.")
 
 
 def _coupon_overlap(number: int, probability: Floats, given: Bools) -> CouponOverlap:

@@ -141,7 +141,7 @@ def _profile(run: Run) -> dict[str, str]:
     names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
     names["dbname"] = "DBNAME"
     profile = {f"WINBACK_PG_{names[key]}": str(parts[key]) for key in names if key in parts}
-    return {**profile, "WINBACK_SCHEMA": run.settings.schema_name}
+    return {**profile, "WINBACK_SCHEMA_NAME": run.settings.schema_name}
 
 
 def fit(run: Run) -> None:

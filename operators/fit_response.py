@@ -135,9 +135,7 @@ def _fill_propensities(
         looks = _looks(read)[closed]
         chances = estimate_propensities(looks, coupon, panel.customer[closed], coupons, seed=seed)
         propensity[closed] = fill_logged(logged, chances, coupon)
-        theirs = ~panel.own[closed]
-        judged = theirs | ~np.isin(coupon, coupon[theirs])  # its own only where theirs lack one
-        found = overlap(chances[judged], coupon[judged], names)
+        found = overlap(chances, coupon, names, panel.own[closed])
     else:
         found = overlap_of_logged(1 / panel.inverse_propensity[closed], coupon, coupons, names)
     report = {

@@ -144,7 +144,7 @@ def profile_environment(url: str, schema: str) -> Iterator[None]:
         "WINBACK_PG_USER": connection["user"],
         "WINBACK_PG_PASSWORD": connection.get("password", ""),
         "WINBACK_PG_DBNAME": connection["dbname"],
-        "WINBACK_SCHEMA": schema,
+        "WINBACK_SCHEMA_NAME": schema,
         "DBT_PROFILES_DIR": str(PROJECT),
         "DBT_TARGET_PATH": f"{DBT_FILES.name}/target",
         "DBT_LOG_PATH": f"{DBT_FILES.name}/logs",

@@ -139,7 +139,7 @@ def test_overlap_by_brute_force():
         assert found.below_5_percent == np.mean(probability < 0.05)
         assert (found.smallest, found.decisions) == (probability.min(), given.sum())
         assert found.quantiles[-1] == np.median(probability)
-    assert (report.is_sufficient, len(report.coupons)) == (True, 3)
+    assert [found.is_readable for found in report.coupons] == [True] * 3
     assert report.verdict == "Every coupon was given across all kinds of customers."
 
 
@@ -155,6 +155,25 @@ def test_overlap_of_logged_draws_by_brute_force():
         assert (found.smallest, found.decisions) == (own.min(), len(own))
         assert found.quantiles[-1] == np.median(own)
         assert np.isnan(found.separation)
+
+
+def test_own_decisions_speak_only_of_coupons_that_nobody_else_gave():
+    """Oracle: others' decisions alone for their coupons; a count for a coupon of one's own."""
+    _, coupon, _, truth = targeted_log()
+    certain = np.repeat([[0.01, 0.97, 0.01, 0.01], [0.5, 0.2, 0.2, 0.1]], [5000, 300], axis=0)
+    chances = np.vstack([np.column_stack([truth, np.full(len(truth), 1e-4)]), certain])
+    drawn = np.append(coupon, np.repeat([1, 3], [5000, 300]))
+    own = np.arange(len(drawn)) >= len(coupon)
+    names = ["none", "5 EUR", "10 EUR", "20 EUR"]
+    found = overlap(chances, drawn, names, own)
+    assert found.coupons[:3] == overlap(truth, coupon).coupons
+    assert (found.coupons[3].decisions, found.coupons[3].effective_sample_size) == (300, 300)
+    assert found.verdict == "Every coupon was given across all kinds of customers."
+    mixed = overlap(chances, drawn, names).verdict  # without the mark: 20 EUR tells rows apart
+    assert "20 EUR went to particular customers only" in mixed
+    alone = overlap(chances[own], drawn[own], names, own[own])
+    assert [one.decisions for one in alone.coupons] == [0, 5000, 0, 300]
+    assert alone.verdict.endswith("none was never given; 10 EUR was never given.")
 
 
 def test_what_is_not_on_record_is_null_in_json():
@@ -192,7 +211,7 @@ def test_overlap_says_what_is_missing():
     probability[np.arange(10_300), coupon] = 0.94
     probability[10_000:, 2] = np.where(np.arange(300) < 3, 0.001, 0.94)
     report = overlap(probability, coupon, ["none", "5 EUR", "10 EUR", "20 EUR"])
-    assert not report.is_sufficient
+    assert [found.is_readable for found in report.coupons] == [False] * 4
     assert "20 EUR was never given" in report.verdict
     assert "5 EUR went to particular customers only (separation 1.00)" in report.verdict
     assert "the 300 decisions with 10 EUR are worth only 4" in report.verdict
