@@ -4,13 +4,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from winback.operators.bench_measure import Answer, BenchError, Done, Place, Step
+from winback.operators.q_packing import COUPON_ID, Q_VALUE, STATE
 from winback.operators.q_store import CURRENT, CouponReader, QStore, connect, table_key
 
 COUPONS = ("none", "save4", "save8", "save14")
@@ -31,6 +32,19 @@ def q_table(states: int, seed: int = 0) -> list[tuple[str, dict[str, float]]]:
     return sorted(zip(keys, rows, strict=True), key=lambda state: state[0])
 
 
+def as_rows(states: Iterable[tuple[str, dict[str, float]]]) -> Any:
+    """As the warehouse hands them over: a row per state and coupon."""
+    import pyarrow as pa
+
+    rows = [(state, *pair) for state, values in states for pair in values.items()]
+    columns = zip(*rows, strict=True) if rows else ([], [], [])
+    names = (STATE, COUPON_ID, Q_VALUE)
+    types = (pa.string(), pa.string(), pa.float64())
+    return pa.table(
+        [pa.array(part, kind) for part, kind in zip(columns, types, strict=True)], names=names
+    )
+
+
 def _state_space() -> Any:
     from winback.models.settings import load_settings
     from winback.models.states import StateSpace
@@ -41,12 +55,13 @@ def _state_space() -> Any:
 def _publish(size: int, place: Place) -> Callable[[], Done]:
     """Staged beside the version served, read back, and swapped in one step."""
     client, states = connect(place["redis"]), q_table(size)
-    store, meta = QStore(client, KEEP_SECONDS), {"state_space": _state_space().to_dict()}
+    rows, meta = as_rows(states), {"state_space": _state_space().to_dict()}
+    store = QStore(client, KEEP_SECONDS)
 
     def run() -> Done:
         client.flushdb()
         started = time.perf_counter()
-        store.activate(store.stage(AS_OF, states, meta))
+        store.activate(store.stage(AS_OF, rows, meta))
         seconds = time.perf_counter() - started
         return Done(_served(client, table_key(client.get(CURRENT)), states), seconds=seconds)
 
@@ -91,7 +106,7 @@ def _look_up(size: int, place: Place) -> Callable[[], Done]:
     states = [*q_table(size), (space.key(features), {"none": 1.0, "save4": 2.0})]
     store = QStore(client, KEEP_SECONDS)
     client.flushdb()
-    store.activate(store.stage(AS_OF, states, {"state_space": space.to_dict()}))
+    store.activate(store.stage(AS_OF, as_rows(states), {"state_space": space.to_dict()}))
     reader = CouponReader(client)
     return _median_of(lambda: reader.coupon(features))
 

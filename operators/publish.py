@@ -1,10 +1,8 @@
 """Last step of the decision: recommendations to the warehouse, the Q-table to Redis, or neither."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, NoReturn
 
 from airflow.sdk import Context
@@ -232,12 +230,9 @@ def _execute(connection: Any, statement: str, run: Run, **values: Any) -> Any:
     return connection.execute(sql.SQL(statement).format(**quoted))
 
 
-def _supported_values(run: Run, origin: str) -> Iterator[tuple[str, dict[str, float]]]:
+def _supported_values(run: Run, origin: str) -> Any:
     names = {**run.names, "origin": run.names[origin]}
-    table = read_table(run.url, SUPPORTED_VALUES, names)
-    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    for state, group in groupby(rows, key=itemgetter(0)):
-        yield state, {coupon_id: q_value for _, coupon_id, q_value in group}
+    return read_table(run.url, SUPPORTED_VALUES, names)
 
 
 def _meta(run: Run) -> dict[str, Any]:

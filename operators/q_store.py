@@ -2,27 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from secrets import token_hex
-from typing import Any, NamedTuple
-
-from pydantic_core import to_json
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from winback.models.errors import NotFittedError, StoreUnavailableError
 from winback.models.states import StateSpace
+from winback.operators.q_packing import blocks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DEFAULT_CONNECTION = "winback_redis"
 CURRENT = "winback:current"
 PREVIOUS = "winback:previous"
 NO_COUPON = "none"
-COMMAND_STATES = 1_000  # states per command: readers in between wait for a millisecond or two
-SAMPLED_STATES = 1_000  # read back: an error in one state of 200 is missed in 1 of 150 uploads
+SAMPLED_EVERY = 100  # states, of which one is read back
 UPLOAD_SECONDS = 3_600  # what a killed upload leaves behind goes after an hour
-
-StateValues = tuple[str, Mapping[str, float]]
 
 
 class Served(NamedTuple):
@@ -30,6 +28,14 @@ class Served(NamedTuple):
 
     current: str | None
     previous: str | None
+
+
+class _Sent(NamedTuple):
+    """How many states were sent, a checksum of all, and some of them with their values."""
+
+    states: int
+    checksum: str
+    sample: dict[str, str]
 
 
 def table_key(version: str) -> str:
@@ -69,26 +75,32 @@ class QStore:
     client: Any
     keep_seconds: int
 
-    def stage(self, as_of: str, states: Iterable[StateValues], meta: Mapping[str, Any]) -> str:
+    def stage(self, as_of: str, rows: "pa.Table", meta: Mapping[str, Any]) -> str:
         """Write a version beside the one served now, verify it, and return its name.
 
         The name is the date and a checksum of the content: staging equal content again changes
         nothing for readers of that version, and repairs it where it was damaged.
 
+        Args:
+            as_of: date of the version.
+            rows: ``state``, ``coupon_id`` and ``q_value``; best sorted by state (as bytes).
+            meta: what describes the version besides.
+
         Raises:
+            DataError: a value is not finite.
             StoreUnavailableError: Redis does not answer, or holds other rows than were sent.
         """
         upload = f"winback:upload:{token_hex(8)}"  # a name that nobody reads
         with redis_errors(self.client):
-            fields, checksum = self._send(upload, states)
-            version = f"{as_of}-{checksum}"
+            sent = self._send(upload, rows)
+            version = f"{as_of}-{sent.checksum}"
             # a version that is never served must not stay for good
             keep = None if version in self.served() else self.keep_seconds
-            if fields:  # Redis has no empty hashes
-                self._verify(upload, version, fields)
+            if sent.states:  # Redis has no empty hashes
+                self._verify(upload, version, sent)
                 _ = self.client.expire(upload, keep) if keep else self.client.persist(upload)
                 self.client.rename(upload, table_key(version))
-            described = {**meta, "as_of": as_of, "rows": len(fields), "checksum": checksum}
+            described = {**meta, "as_of": as_of, "rows": sent.states, "checksum": sent.checksum}
             # not sorted: the order of the bins is the order of the parts of a state key
             self.client.set(meta_key(version), json.dumps(described), ex=keep)
         return version
@@ -142,24 +154,27 @@ class QStore:
         with redis_errors(self.client):
             self.client.transaction(step, CURRENT, PREVIOUS)
 
-    def _send(self, upload: str, states: Iterable[StateValues]) -> tuple[dict[bytes, bytes], str]:
-        """Write all states under the name; return them as sent, and their checksum.
+    def _send(self, upload: str, rows: "pa.Table") -> "_Sent":
+        """Write all states under the name.
 
         No reply is waited for before the end: Redis stores states while the next ones are packed.
         """
-        fields: dict[bytes, bytes] = {}
-        commands = 0
+        states, commands, digest = 0, 0, hashlib.blake2b(digest_size=8)
+        sample: dict[str, str] = {}
         with self._connection() as connection:
-            for chunk in _chunks(states, COMMAND_STATES):
-                packed = dict(zip(_encoded(chunk), _jsons(chunk), strict=True))
-                connection.send_packed_command([_hset(upload, packed)])
-                connection.send_command("EXPIRE", upload, UPLOAD_SECONDS)
-                fields.update(packed)
-                commands += 2
-            checksum = _checksum(fields)
+            for block in blocks(rows):
+                for command in block.commands(upload):
+                    connection.send_packed_command(command)
+                    connection.send_command("EXPIRE", upload, UPLOAD_SECONDS)
+                    commands += 2
+                digest.update(block.content)
+                picked = slice(0, None, SAMPLED_EVERY)
+                part = (column[picked].to_pylist() for column in (block.states, block.values))
+                sample.update(zip(*part, strict=True))
+                states += len(block.states)
             for _ in range(commands):
                 connection.read_response()
-        return fields, checksum
+        return _Sent(states, digest.hexdigest(), sample)
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:
@@ -174,48 +189,15 @@ class QStore:
         finally:
             pool.release(connection)
 
-    def _verify(self, upload: str, version: str, fields: Mapping[bytes, bytes]) -> None:
+    def _verify(self, upload: str, version: str, sent: "_Sent") -> None:
         """Compare the number of all states, and the values of every so many."""
-        sample = list(fields)[:: -(-len(fields) // SAMPLED_STATES)]
         pipeline = self.client.pipeline(transaction=False)
-        count, values = pipeline.hlen(upload).hmget(upload, sample).execute()
-        if count != len(fields) or values != [fields[state].decode() for state in sample]:
+        count, values = pipeline.hlen(upload).hmget(upload, list(sent.sample)).execute()
+        if count != sent.states or values != list(sent.sample.values()):
             raise StoreUnavailableError(
-                f"Redis holds {count} states of version {version}, but {len(fields)} others "
+                f"Redis holds {count} states of version {version}, but {sent.states} others "
                 "were sent. Check its memory limit and eviction policy, then run the task again."
             )
-
-
-def _hset(key: str, fields: Mapping[bytes, bytes]) -> bytes:
-    """HSET of many fields in Redis' protocol; redis-py packs them eight times as slowly."""
-    name = key.encode()
-    parts = [b"*%d\r\n$4\r\nHSET\r\n$%d\r\n%b\r\n" % (2 + 2 * len(fields), len(name), name)]
-    parts += [
-        b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(state), state, len(values), values)
-        for state, values in fields.items()
-    ]
-    return b"".join(parts)
-
-
-def _encoded(chunk: list[StateValues]) -> list[bytes]:
-    return [state.encode() for state, _ in chunk]
-
-
-def _jsons(chunk: list[StateValues]) -> list[bytes]:
-    """Every state's values as JSON: written at once and cut apart, thrice as fast as one by one."""
-    values = [values for _, values in chunk]
-    apart = to_json(values)[2:-2].split(b"},{")
-    if len(apart) == len(values):
-        return [b"{%b}" % inside for inside in apart]
-    return [to_json(one) for one in values]  # a coupon's name looks like a border
-
-
-def _checksum(fields: Mapping[bytes, bytes]) -> str:
-    """Of the content, in whatever order the states came; sorted already, they cost least."""
-    states = sorted(fields)
-    values = map(fields.__getitem__, states)
-    content = b"\0".join((*states, *values))  # Postgres text holds no NUL, and JSON none
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 class CouponReader:
@@ -288,9 +270,3 @@ def redis_errors(client: Any) -> Iterator[None]:
             f"Redis at {place.get('host')}:{place.get('port')} does not answer: {error}. "
             "Check that the server runs and that the connection winback_redis names it."
         ) from error
-
-
-def _chunks(items: Iterable[StateValues], size: int) -> Iterator[list[StateValues]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

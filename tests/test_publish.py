@@ -13,6 +13,7 @@ import pytest
 from pipeline import Shop, checked_template, copy_of
 
 from winback.models.errors import NotFittedError, StoreUnavailableError
+from winback.operators.bench_serving import as_rows
 from winback.operators.q_store import CURRENT, PREVIOUS, QStore, connect, meta_key, table_key
 from winback.operators.warehouse import ensure_output_tables
 
@@ -190,7 +191,7 @@ def test_a_failed_commit_keeps_the_version_to_roll_back_to(shop):
     """Oracle: the pointers and the expiry of the three versions before the failure."""
     store = QStore(connect(shop.redis_url), keep_seconds=60)
     oldest = versions(shop)[0]
-    store.activate(store.stage("2024-07-20", [("s", {"none": 1.0})], {}))
+    store.activate(store.stage("2024-07-20", as_rows([("s", {"none": 1.0})]), {}))
     served = versions(shop)
     break_publication(shop, LOSE_CONNECTION, AT_THE_COMMIT)
     with pytest.raises(StoreUnavailableError):
@@ -296,7 +297,8 @@ def test_a_reader_never_sees_a_mixture_of_versions(redis_url):
     """A reader polls during 50 publications; every value names the version that it belongs to."""
     store = QStore(connect(redis_url), keep_seconds=60)
     states = [f"s{number}" for number in range(200)]
-    store.activate(store.stage("2024-01-01", [(s, {"none": 0.0}) for s in states], {"run_id": "0"}))
+    table = as_rows([(state, {"none": 0.0}) for state in states])
+    store.activate(store.stage("2024-01-01", table, {"run_id": "0"}))
     ended, mixtures, reads = threading.Event(), [], []
 
     def poll() -> None:
@@ -313,7 +315,7 @@ def test_a_reader_never_sees_a_mixture_of_versions(redis_url):
     reader = threading.Thread(target=poll)
     reader.start()
     for number in range(1, 51):
-        table = [(state, {"none": float(number)}) for state in states]
+        table = as_rows([(state, {"none": float(number)}) for state in states])
         store.activate(store.stage("2024-01-01", table, {"run_id": str(number)}))
     ended.set()
     reader.join()

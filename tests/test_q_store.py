@@ -12,6 +12,7 @@ from pipeline import Shop, checked_template, copy_of
 
 from winback.models.errors import NotFittedError, StoreUnavailableError
 from winback.models.states import StateSpace
+from winback.operators.bench_serving import as_rows
 from winback.operators.q_store import (
     CURRENT,
     PREVIOUS,
@@ -33,7 +34,7 @@ def store(redis_url) -> QStore:
 
 
 def publish(store: QStore, value: float) -> str:
-    version = store.stage("2024-07-29", [("warm", {"none": value})], {"run_id": "r"})
+    version = store.stage("2024-07-29", as_rows([("warm", {"none": value})]), {"run_id": "r"})
     store.activate(version)
     return version
 
@@ -44,7 +45,7 @@ def time_to_live(store: QStore, version: str) -> tuple[int, int]:
 
 
 def test_a_version_is_stored_as_the_contract_says(store):
-    version = store.stage("2024-07-29", STATES, {"run_id": "r1"})
+    version = store.stage("2024-07-29", as_rows(STATES), {"run_id": "r1"})
     rows = store.client.hgetall(table_key(version))
     assert {key: json.loads(value) for key, value in rows.items()} == dict(STATES)
     meta = json.loads(store.client.get(meta_key(version)))
@@ -55,9 +56,9 @@ def test_a_version_is_stored_as_the_contract_says(store):
 
 
 def test_equal_content_is_the_same_version_in_any_order(store):
-    first = store.stage("2024-07-29", STATES, {})
-    assert store.stage("2024-07-29", STATES[::-1], {}) == first
-    assert store.stage("2024-07-30", STATES, {}) != first
+    first = store.stage("2024-07-29", as_rows(STATES), {})
+    assert store.stage("2024-07-29", as_rows(STATES[::-1]), {}) == first
+    assert store.stage("2024-07-30", as_rows(STATES), {}) != first
 
 
 def test_only_the_current_and_the_previous_version_stay_for_good(store):
@@ -130,7 +131,7 @@ class DamagedRedis(TamperedRedis):
 def test_content_that_did_not_arrive_is_noticed(redis_url, kind, held):
     store = QStore(kind.from_url(redis_url, decode_responses=True), KEEP_SECONDS)
     with pytest.raises(StoreUnavailableError, match=rf"holds {held} states .* 2 others were sent"):
-        store.stage("2024-07-29", STATES, {})
+        store.stage("2024-07-29", as_rows(STATES), {})
     (upload,) = store.client.keys()
     assert 0 < store.client.ttl(upload) <= UPLOAD_SECONDS, "what is left of it goes by itself"
 
@@ -141,7 +142,7 @@ def test_a_table_of_many_commands_arrives_whole(redis_url):
     states = [(f"category=Käse\r\n{n}", {"none": n / 7, "5 €": -n * 1e17}) for n in range(4_321)]
     for state, values in states:
         client.hset("one by one", state, json.dumps(values, ensure_ascii=False))
-    version = QStore(client, KEEP_SECONDS).stage("2024-07-29", states, {})
+    version = QStore(client, KEEP_SECONDS).stage("2024-07-29", as_rows(states), {})
     found, expected = (client.hgetall(key) for key in (table_key(version), "one by one"))
     assert {state: json.loads(values) for state, values in found.items()} == dict(states)
     assert found.keys() == expected.keys()
@@ -149,7 +150,7 @@ def test_a_table_of_many_commands_arrives_whole(redis_url):
 
 def test_a_table_without_states_can_be_served(redis_url):
     store = QStore(connect(redis_url), KEEP_SECONDS)
-    version = store.stage("2024-07-29", [], {})
+    version = store.stage("2024-07-29", as_rows([]), {})
     store.activate(version)
     assert json.loads(store.client.get(meta_key(version)))["rows"] == 0
     assert store.client.hgetall(table_key(version)) == {}
@@ -167,7 +168,7 @@ def test_the_reader_builds_the_keys_that_the_planner_wrote(store):
     space = StateSpace({"purchases_last_30d": (1,), "avg_order_value": (10,)})
     customer = {"purchases_last_30d": 2, "avg_order_value": 5.0, "category": "toys"}
     values = [(space.key(customer), {"none": 0.0, "save5": 1.0})]
-    store.activate(store.stage("2024-07-29", values, {"state_space": space.to_dict()}))
+    store.activate(store.stage("2024-07-29", as_rows(values), {"state_space": space.to_dict()}))
     assert CouponReader(store.client).coupon(customer) == "save5"
 
 
@@ -240,5 +241,5 @@ def test_the_reader_follows_a_new_version_at_once(shop, serving):
     store = QStore(serving, KEEP_SECONDS)
     for coupon_id in ("save10", "save5"):
         values = [(state, {"none": 0.0, coupon_id: 1.0})]
-        store.activate(store.stage(shop.as_of, values, {"state_space": space}))
+        store.activate(store.stage(shop.as_of, as_rows(values), {"state_space": space}))
         assert reader.coupon(customer) == coupon_id
