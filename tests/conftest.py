@@ -25,6 +25,13 @@ os.environ.update(  # before a test imports NumPy, Airflow, dbt or Great Expecta
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Studies take as long as they take; the time limit is for what must be quick."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Endpoints]:
     """The embedded servers of this session."""
