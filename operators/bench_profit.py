@@ -17,11 +17,17 @@ EPOCHS, BATCH = 3, 256  # the reference system's
 WIDTH, LAYERS, HEADS = 32, 2, 4  # likewise
 WORSE = 1.1  # times the peer's squared error on later rows: beyond it, speed is bought with loss
 AGREE = 1e-4  # absolute, currency: two orders of float32 sums
+ASKED = 50_000  # decisions that a learning curve is judged on
 REPLAYED = 500  # customers that are asked about one pair at a time
 
 
 def training_rows(n: int, seed: int = 0) -> Any:
     """n past decisions of customers whose purchases depend on recency, taste and coupon."""
+    return rows_and_truth(n, seed)[0]
+
+
+def rows_and_truth(n: int, seed: int = 0) -> tuple[Any, Any]:
+    """n past decisions, and (n,) the profit that was to be expected of each."""
     from winback.models.profit_data import SEQUENCE_DAYS, ProfitData
 
     random = np.random.default_rng(seed)
@@ -34,17 +40,21 @@ def training_rows(n: int, seed: int = 0) -> Any:
     coupon = np.where(random.random(n) < 0.4, random.integers(1, len(COUPONS), n), 0)
     odds = 0.2 - 0.1 * since + 0.06 * FACES[coupon] * (sequence[:, -10:] == 2).any(axis=1)
     known = 1 / (1 + np.exp(0.1 * since - 0.2))
-    bought = random.random(n) < 1 / (1 + np.exp(-odds))
-    return ProfitData(
+    chance = 1 / (1 + np.exp(-odds))
+    bought = random.random(n) < chance
+    spread, redeemed = 0.4, 0.6
+    expected = chance * (0.35 * basket * np.exp(spread**2 / 2) - redeemed * FACES[coupon])
+    rows = ProfitData(
         sequence=sequence,
         features=features.astype(np.float64),
         coupon=coupon,
         p_purchase=known,
         day=7 * random.integers(0, DATES, n),
         purchased=bought,
-        margin=np.where(bought, 0.35 * basket * random.lognormal(0, 0.4, n), 0.0),
-        cost=np.where(bought & (random.random(n) < 0.6), FACES[coupon], 0.0),
+        margin=np.where(bought, 0.35 * basket * random.lognormal(0, spread, n), 0.0),
+        cost=np.where(bought & (random.random(n) < redeemed), FACES[coupon], 0.0),
     )
+    return rows, expected
 
 
 def _schema() -> Any:
@@ -142,6 +152,46 @@ def _same_loss(ours: Answer, theirs: Answer) -> str:
     return f"squared error {ours['error']:.4g} and {theirs['error']:.4g}"
 
 
+def _learn(size: int, place: Place) -> Callable[[], Done]:
+    """As the daily run trains, on so many decisions; asked of others whose truth is known."""
+    from winback.models.profit_config import ProfitConfig
+    from winback.models.profit_training import train_profit
+
+    data = training_rows(size)
+    asked, truth = rows_and_truth(ASKED, seed=1)
+    config = replace(ProfitConfig(), max_rows=size, device="cpu")
+
+    def run() -> Done:
+        model = train_profit(data, _schema(), config)
+        found = model.forecast(asked.sequence, asked.features, asked.p_purchase)
+        return _missed(found.of(asked.coupon).reward, truth)
+
+    return run
+
+
+def _learn_by_boosting(size: int, place: Place) -> Callable[[], Done]:
+    """The baseline of every run's report, from as many decisions."""
+    from winback.models.profit_baselines import boosting_forecast
+
+    data = training_rows(size)
+    asked, truth = rows_and_truth(ASKED, seed=1)
+
+    def run() -> Done:
+        return _missed(boosting_forecast(data, asked, _schema(), 0)[1], truth)
+
+    return run
+
+
+def _missed(reward: Any, truth: Any) -> Done:
+    """What a forecast leaves unexplained of the expected profit, which has no noise."""
+    return Done({"missed": float(((reward - truth) ** 2).mean() / truth.var())})
+
+
+def _say_missed(ours: Answer, theirs: Answer) -> str:
+    missed = (answer["missed"] for answer in (ours, theirs))
+    return "{:.2%} and {:.2%} of the expected profit unexplained".format(*missed)
+
+
 def _model_and_rows(size: int) -> tuple[Any, Any]:
     from winback.models.profit_training import train_profit
 
@@ -225,6 +275,15 @@ PROFIT_STEPS = (
         agree=_same_loss,
         limit="matmul",
         is_rate=True,
+    ),
+    Step(
+        name="learning-curve",
+        title="profit model, learned from so many decisions",
+        unit="rows",
+        sizes=(12_500, 25_000, 50_000, 100_000, 200_000, 400_000),
+        quick=(1_000, 2_000),
+        sides={"winback": _learn, "gradient boosting": _learn_by_boosting},
+        agree=_say_missed,
     ),
     Step(
         name="scoring",
