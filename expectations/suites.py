@@ -34,6 +34,7 @@ from winback.models.errors import SettingsError
 
 SUITES = ("sources", "features", "scores", "recommendations")
 SQL_RULE = "unexpected_rows_expectation"
+BROKEN_ROWS = "winback_broken_rows"  # column of a filled-in query: how many rows it returns
 
 Severity = Literal["critical", "warning", "info"]
 
@@ -158,7 +159,10 @@ def _rule(content: Mapping[str, Any], sql: Mapping[str, str], text: Mapping[str,
     kwargs = {key: _fill(value, sql) for key, value in content.get("kwargs", {}).items()}
     if content["type"] == SQL_RULE:  # in order, so that messages name the same rows every time
         query = kwargs["unexpected_rows_query"]
-        kwargs["unexpected_rows_query"] = f"select * from ({query}) broken order by broken"
+        count = f"count(*) over () as {BROKEN_ROWS}"
+        kwargs["unexpected_rows_query"] = (
+            f"select broken.*, {count} from ({query}) broken order by broken"
+        )
     return Rule(
         type=content["type"],
         name=content.get("name", content["type"]),

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
 
 SAMPLE_ROWS = 5  # as many as an error message shows
+VALUE_RULES = "expect_column_values_"  # on each row's value: one query counts for all of them
+COUNTED = {"result_format": "BOOLEAN_ONLY"}  # more makes two queries per rule, broken or not
+FOUND = {"result_format": "SUMMARY"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def run_checks(
 def validate(url: str, suite: Suite, docs_folder: Path | None = None) -> list[CheckResult]:
     """Evaluate the rules of a loaded suite, in its order; its tables have to exist."""
     with _quiet(), _warehouse(url) as (context, warehouse):
+        _fetch_columns_only(warehouse, {table.query for table in suite.tables})
         results = [
             result
             for table in suite.tables
@@ -157,6 +161,17 @@ def _warehouse(url: str) -> "Iterator[tuple[EphemeralDataContext, PostgresDataso
         warehouse.get_execution_engine().close()
 
 
+def _fetch_columns_only(warehouse: "PostgresDatasource", queries: Set[str]) -> None:
+    """The library learns a query's columns by running it: the whole table would come over."""
+    from sqlalchemy import event
+
+    engine = warehouse.get_execution_engine().engine
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def limit(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+        return (f"{statement} limit 0" if statement in queries else statement), parameters
+
+
 def _sqlalchemy(url: str) -> str:
     # Great Expectations would take a $ in a password for the beginning of a variable's name.
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url).replace("$", "%24")
@@ -168,17 +183,24 @@ def _validate_table(
     suite: Suite,
     table: CheckedTable,
 ) -> list[CheckResult]:
+    """All rules on values at once by counting; then the rows that break one, where any do."""
     asset = warehouse.add_query_asset(table.name, query=table.query)
     batch = asset.add_batch_definition("rows")
     results: dict[int, CheckResult] = {}
-    for is_sql, result_format in ((False, _column_format(table)), (True, _sql_format())):
-        rules = {i: r for i, r in enumerate(table.rules) if (r.type == SQL_RULE) == is_sql}
-        if rules:
-            name = f"{suite.name}-{table.name}{'-queries' if is_sql else ''}"
-            found = _run(context, batch, name, rules, result_format)
-            for one in found.results:
-                index = _rule_index(one)
-                results[index] = _result(suite.name, table, table.rules[index], one)
+
+    def validate(kind: str, chosen: Callable[[int, Rule], bool], result_format: Any) -> None:
+        rules = {index: rule for index, rule in enumerate(table.rules) if chosen(index, rule)}
+        if not rules:
+            return
+        name = "-".join(filter(None, (suite.name, table.name, kind)))
+        for one in _run(context, batch, name, rules, result_format).results:
+            index = _rule_index(one)
+            results[index] = _result(suite.name, table, table.rules[index], one)
+
+    validate("", lambda _, rule: rule.type.startswith(VALUE_RULES), COUNTED)
+    broken = {index for index, result in results.items() if not result.success}
+    validate("broken", lambda index, _: index in broken, _column_format(table))
+    validate("queries", lambda _, rule: not rule.type.startswith(VALUE_RULES), FOUND)
     return [results[index] for index in sorted(results)]
 
 
@@ -201,7 +223,10 @@ def _expectation(index: int, rule: Rule) -> "Expectation":
     from great_expectations.expectations.metadata_types import FailureSeverity
     from great_expectations.expectations.registry import get_expectation_impl
 
-    return get_expectation_impl(rule.type)(
+    from winback.expectations.counted_rows import counted_rows
+
+    kind = counted_rows() if rule.type == SQL_RULE else get_expectation_impl(rule.type)
+    return kind(
         **rule.kwargs,
         severity=FailureSeverity(rule.severity),
         description=rule.description,
@@ -223,14 +248,12 @@ def _column_format(table: CheckedTable) -> dict[str, Any]:
     }
 
 
-def _sql_format() -> dict[str, Any]:
-    return {"result_format": "COMPLETE"}  # the only one that gives the rows of a query
-
-
 def _result(
     suite: str, table: CheckedTable, rule: Rule, found: "ExpectationValidationResult"
 ) -> CheckResult:
-    details = found.result
+    details: Mapping[str, Any] = found.result
+    if found.success and not details:  # counted only
+        details = {"unexpected_count": 0, "unexpected_percent": 0.0}
     rows = details.get("partial_unexpected_index_list") or details.get("details", {}).get(
         "unexpected_rows", ()
     )
