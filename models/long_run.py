@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from winback.models.mdp import CustomerModel, value_iteration
+from winback.models.mixture import over_classes
 from winback.models.situations import SITUATIONS, Floats, Ints, Panel
 
 CHECKED_PERIODS = 24  # latest windows that the cost of the chosen is checked on: half a year
@@ -97,14 +98,6 @@ def personal_future(
     """
     following = model.future(value, gamma).reshape(-1, SITUATIONS, model.shape[1])
     return over_classes(following, belief, situation)
-
-
-def over_classes(table: Floats, belief: Floats, situation: Ints) -> Floats:
-    """(n, A) mean of a table (K, SITUATIONS, A) over each customer's classes."""
-    total = np.zeros((len(situation), table.shape[2]))
-    for k in range(belief.shape[1]):
-        total += belief[:, k, None] * table[k, situation]
-    return total
 
 
 def cost_of_the_chosen(panel: Panel, cost: Floats, chosen: Ints) -> ChosenCost:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from winback.models.logistic import log_odds, sigmoid
+from winback.models.mixture import over_classes
 from winback.models.situations import (
     COUPONS,
     PURCHASES,
@@ -167,24 +168,23 @@ def respond(
         situation: (n,) numbers of :mod:`winback.models.situations`.
         margin: (n,) margin of a purchase without a coupon, where something knows it better.
     """
-    own = model.purchase[:, situation]  # (K, n, A)
-    weight = belief.T[:, :, None]
-    mean = (weight * own).sum(axis=0)
+    own, margins = model.purchase, model.margin[:, None, None]
+    spread = own * (1 - own) * model.doubt * np.abs(margins)
+    by_class = np.concatenate([own, own * margins, own * model.redeemed[:, None], spread], axis=2)
+    mean, earned, redeemed, doubt = np.split(over_classes(by_class, belief, situation), 4, axis=1)
     raw = log_odds(mean)
     start = model.level[0] + model.level[1] * raw[:, 0]
     purchase = sigmoid(start[:, None] + raw - raw[:, :1])
     scale = purchase / np.maximum(mean, 1e-12)
-    bought = weight * own * scale
-    spread = own * (1 - own) * model.doubt[:, situation]
-    earned = (bought * model.margin[:, None, None]).sum(axis=0)
+    earned = earned * scale
     if margin is not None:
         said = earned[:, 0] / np.maximum(purchase[:, 0], 1e-12)
         earned *= (margin / np.where(np.abs(said) > 1e-9, said, 1.0))[:, None]
     return Response(
         purchase=purchase,
         margin=earned,
-        cost=(bought * model.redeemed[:, None, :]).sum(axis=0) * model.cost_levels,
-        doubt=(weight * spread * np.abs(model.margin)[:, None, None]).sum(axis=0) * scale,
+        cost=redeemed * scale * model.cost_levels,
+        doubt=doubt * scale,
     )
 
 

@@ -203,7 +203,7 @@ def _read_models(run: Run) -> _Models:
 
 
 def _score(run: Run, models: _Models, members: Any) -> Scored:
-    from winback.models.long_run import over_classes
+    from winback.models.mixture import over_classes
     from winback.models.response import agreeing, respond
 
     rows = read_table(run.url, *_customers_query(run, members))
