@@ -20,7 +20,7 @@ from winback.operators.fit_response import (
     readable_coupons,
     with_propensities,
 )
-from winback.operators.panel import PanelRows, read_panel
+from winback.operators.panel import PanelRows, learned_from, read_panel
 from winback.operators.run import Run
 from winback.operators.snapshots import Catalogue, read_catalogue, state_columns
 from winback.operators.warehouse import read_table, write_work
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CONTACTABLE = """
 select customer_id from {schema}.customers_known
-where as_of = {as_of} and can_contact and has_purchased
+where as_of = {as_of} and can_contact and has_purchased and customer_id in ({learned_from})
 """
 BUYERS = "select count(*) from {schema}.customers_known where as_of = {as_of} and has_purchased"
 
@@ -193,7 +193,9 @@ def _today(
     from winback.models.response import respond
 
     settings, rows = run.settings, read.at_hand
-    known = read_table(run.url, CONTACTABLE, run.names)["customer_id"].to_pylist()
+    names = {**run.names, "learned_from": learned_from(run)}
+    contactable = set(read_table(run.url, CONTACTABLE, names)["customer_id"].to_pylist())
+    may_contact = [customer_id in contactable for customer_id in read.customer_id]
     holdout = assign_holdout(read.customer_id, settings.holdout_salt, settings.holdout_share)
     seen = respond(response, belief[rows], read.panel.situation[rows])
     return Today(
@@ -201,7 +203,7 @@ def _today(
         situation=read.panel.situation[rows],
         profit=seen.margin - seen.cost - contact,
         cost=seen.charged,
-        free=np.isin(read.customer_id, np.array(known, dtype=object)) & ~holdout,
+        free=np.array(may_contact, np.bool_) & ~holdout,
     )
 
 
