@@ -306,10 +306,9 @@ class Kind:
 
 TARGET = {"customers": 20_000, "weeks": 40}
 TWO_OF_THREE = (2 / 3, 1.0)  # logs: fewer come in 1 of 100 if 95 % is true
-OF_HUNDRED = (0.9, 0.99)  # likewise; fewer or more
 STUDY = {
-    "by lot": Kind(range(100), {}, held=0.32, covered=OF_HUNDRED),
-    "confounded": Kind(range(100), {"confounding": CONFOUNDED}, held=0.37, covered=OF_HUNDRED),
+    "by lot": Kind(range(100), {}, held=0.32, covered=(0.92, 0.98)),
+    "confounded": Kind(range(100), {"confounding": CONFOUNDED}, held=0.37, covered=(0.92, 0.98)),
     "no effect": Kind(range(200, 224), {"effect": 0.0}, held=0.2),
     "twice the customers": Kind(range(300, 324), {"customers": 2 * CUSTOMERS}, held=0.2),
     "full size": Kind(range(400, 403), TARGET, held=0.2, covered=TWO_OF_THREE),
