@@ -40,37 +40,44 @@ TENTHS = tuple(n / 10 for n in range(1, 10))
 CATEGORIES_KEPT = 20  # the largest; the many small ones together are one bin
 SCORE_DAYS = 28  # four weeks of published scores: every day of the week as often
 
-# The window that training reads: past grid dates whose outcome is known.
-CLOSED = "is_on_grid and snapshot_date + {decision_days} <= {as_of}::date"
 SNAPSHOTS = "customer_snapshots"
+# Customers as they are, and as they were when the windows that training reads began.
+BEFORE_AND_NOW = """
+with quantity as (
+    select true as is_now, {column} as value
+    from {schema}.customer_snapshots
+    where snapshot_date = {as_of}::date
+    union all
+    select false, {column}
+    from {schema}.closed_windows
+    where snapshot_date + {decision_days} <= {as_of}::date
+)
+"""
 FEATURE = f"""
+{BEFORE_AND_NOW}
 select
-    snapshot_date = {{as_of}}::date as is_now,
-    width_bucket({{column}}::double precision, {{edges}}::double precision[])::text as bin,
+    is_now,
+    width_bucket(value::double precision, {{edges}}::double precision[])::text as bin,
     count(*)::bigint as customers
-from {{schema}}.customer_snapshots
-where snapshot_date = {{as_of}}::date or ({CLOSED})
+from quantity
 group by 1, 2
 """
 CATEGORY_SHARES = f"""
-select
-    snapshot_date = {{as_of}}::date as is_now,
-    category as bin,
-    count(*)::bigint as customers
-from {{schema}}.customer_snapshots
-where snapshot_date = {{as_of}}::date or ({CLOSED})
+{BEFORE_AND_NOW}
+select is_now, value as bin, count(*)::bigint as customers
+from quantity
 group by 1, 2
 """
-REWARDS = f"""
+REWARDS = """
 with closed as (
     select reward, snapshot_date = max(snapshot_date) over () as is_now
-    from {{schema}}.customer_snapshots
-    where {CLOSED}
+    from {schema}.closed_windows
+    where snapshot_date + {decision_days} <= {as_of}::date
 ),
 edges as (
     select array(
         select distinct unnest(
-            percentile_disc({{tenths}}::double precision[]) within group (order by reward)
+            percentile_disc({tenths}::double precision[]) within group (order by reward)
         )
         from closed where not is_now
         order by 1

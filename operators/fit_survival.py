@@ -29,9 +29,9 @@ select
     frequency, recency_days, age_days,
     count(*)::double precision as windows,
     count(*) filter (where order_placed)::double precision as bought
-from {schema}.customer_snapshots
+from {schema}.closed_windows
 where
-    is_on_grid and snapshot_date + {decision_days} <= {as_of}
+    snapshot_date + {decision_days} <= {as_of}
     and snapshot_date + {decision_days} * ({periods} + 1) > {as_of}
 group by frequency, recency_days, age_days
 order by frequency, recency_days, age_days

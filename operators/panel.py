@@ -26,23 +26,34 @@ limit {customers}
 DECISIONS = """
 select
     customer_id,
-    (
-        (snapshot_date - {grid_start}) / {decision_days}
-        + case when is_on_grid then 0 else 1 end
-    )::bigint as period,
-    coalesce(snapshot_date + {decision_days} <= {as_of} and reward is not null, false) as is_closed,
+    ((snapshot_date - {grid_start}) / {decision_days})::bigint as period,
+    true as is_closed,
     days_since_last_purchase,
-    coalesce(coupon_id, 'none') as coupon_id,
+    coupon_id,
     propensity,
-    coalesce(is_own, false) as is_own,
-    coalesce(order_placed, false) as order_placed,
-    coalesce(order_profit, 0)::double precision as order_profit,
-    coalesce(coupon_cost, 0)::double precision as coupon_cost,
+    is_own,
+    order_placed,
+    order_profit,
+    coupon_cost,
+    {columns}
+from {schema}.closed_windows
+where snapshot_date + {decision_days} <= {as_of} and customer_id in ({customers})
+union all
+select
+    customer_id,
+    ((snapshot_date - {grid_start} + case when is_on_grid then 0 else {decision_days} end)
+        / {decision_days})::bigint,
+    false,
+    days_since_last_purchase,
+    'none',
+    null,
+    false,
+    false,
+    0,
+    0,
     {columns}
 from {schema}.customer_snapshots
-where
-    (snapshot_date = {as_of} or (is_on_grid and snapshot_date + {decision_days} <= {as_of}))
-    and customer_id in ({customers})
+where snapshot_date = {as_of} and customer_id in ({customers})
 """
 
 

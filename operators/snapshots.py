@@ -40,17 +40,19 @@ PROFIT_FEATURES = (  # what the profit model knows of a customer beside the sequ
     *HISTORY,
 )
 
-CLOSED = """
-    {schema}.customer_snapshots
-where is_on_grid and reward is not null and snapshot_date + {decision_days} <= {as_of}
+COUNT_CLOSED = """
+select count(*)::bigint as closed
+from {schema}.closed_windows
+where snapshot_date + {decision_days} <= {as_of}
 """
-COUNT_CLOSED = f"select count(*)::bigint as closed from {CLOSED}"
 # A fixed share of the rows by hash: the same rows in every try, whatever their order on disk.
 TRAINING = f"""
 select
     snapshot_date - date '1970-01-01' as day, coupon_id, order_placed, order_profit, coupon_cost,
     category_sequence, {", ".join(PROFIT_FEATURES)}
-from {CLOSED}
+from {{schema}}.customer_snapshots
+where
+    is_on_grid and reward is not null and snapshot_date + {{decision_days}} <= {{as_of}}
     and hashtextextended(customer_id || snapshot_date, {{seed}}) & 1048575 < {{sample}} * 1048576
 order by snapshot_date, customer_id
 """

@@ -38,6 +38,8 @@ class Warehouse:
             create table {schema}.customer_snapshots (
                 snapshot_date date, customer_id text, is_on_grid boolean, category text,
                 days_since_last_purchase int, remaining_budget_pct float8, reward float8);
+            create view {schema}.closed_windows as
+            select * from {schema}.customer_snapshots where is_on_grid;
             create table {settings.staging_schema}.int_customer_days (
                 customer_id text, event_day date, purchases int, margin numeric,
                 coupon_cost numeric, contact_cost numeric);

@@ -157,6 +157,21 @@ def test_snapshots_equal_a_walk_through_the_events_in_pandas(
     pd.testing.assert_frame_equal(found, expected.set_index(found.index), check_dtype=False)
 
 
+def test_closed_windows_are_the_grid_less_what_is_open(warehouse: str) -> None:
+    """Every snapshot of a Monday at least a week before `as_of`, and no other."""
+    found = rows(
+        warehouse, "select * from features.closed_windows order by snapshot_date, customer_id"
+    )
+    everyone = snapshots(warehouse, "features")
+    monday = everyone["snapshot_date"].map(lambda day: day.weekday() == 0)
+    is_over = everyone["snapshot_date"] + timedelta(7) <= AS_OF
+    expected = everyone[monday & is_over].reset_index(drop=True)
+    assert 0 < len(expected) < len(everyone)
+    pd.testing.assert_frame_equal(
+        found.drop(columns="as_of"), expected[found.columns[1:]], check_dtype=False
+    )
+
+
 def test_rfm_equals_pandas(warehouse: str, frames: dict[str, pd.DataFrame]) -> None:
     orders = oracle(frames).orders
     purchases = orders[orders["revenue"] >= 0]

@@ -23,8 +23,7 @@ select
     sum(1 / propensity) ^ 2 / sum(1 / propensity ^ 2),
     min(propensity),
     avg((propensity < 0.05)::int)
-from winback.customer_snapshots
-where is_on_grid and reward is not null
+from winback.closed_windows
 group by coupon_id
 """
 
@@ -44,8 +43,8 @@ def artifacts(shop: Shop, run_id: str = RUN) -> Artifacts:
 
 
 def test_logged_offers_are_counted_per_coupon(shop):
-    """Oracle: SQL over the snapshots; where nothing was drawn, `none` was certain."""
-    shop.query("update winback.customer_snapshots set propensity = 1 where propensity is null")
+    """Oracle: SQL over the windows; where nothing was drawn, `none` was certain."""
+    shop.query("update winback.closed_windows set propensity = 1 where propensity is null")
     found = shop.daily_run(RUN).execute("fit_response")["overlap"]
     rows = {row["coupon_id"]: row for row in found["coupons"]}
     names = dict(shop.query("select coupon_id, label from winback_staging.stg_coupons"))
@@ -65,8 +64,8 @@ def test_logged_offers_are_counted_per_coupon(shop):
 
 def test_a_coupon_is_complained_of_by_its_label(shop):
     """By construction: one coupon was hardly ever given; nobody wrote down how likely it was."""
-    shop.query("update winback.customer_snapshots set propensity = null")
-    shop.query("update winback.customer_snapshots set coupon_id = 'none' where coupon_id = 'save5'")
+    shop.query("update winback.closed_windows set propensity = null")
+    shop.query("update winback.closed_windows set coupon_id = 'none' where coupon_id = 'save5'")
     found = shop.daily_run(RUN).execute("fit_response")["overlap"]
     rows = {row["coupon_id"]: row for row in found["coupons"]}
     assert f"“{rows['save5']['label']}” was never given" in found["verdict"]
@@ -80,7 +79,7 @@ def test_a_coupon_is_complained_of_by_its_label(shop):
 
 
 def test_before_the_first_offer_nothing_is_held_against_a_coupon(shop):
-    shop.query("update winback.customer_snapshots set coupon_id = 'none', propensity = null")
+    shop.query("update winback.closed_windows set coupon_id = 'none', propensity = null")
     found = shop.daily_run(RUN).execute("fit_response")["overlap"]
     assert found["verdict"] == "No offers in the log yet."
     assert [row["is_readable"] for row in found["coupons"]] == [True] * len(found["coupons"])

@@ -1,6 +1,6 @@
 {#
-  The intermediate models and customer_snapshots keep what they wrote for days whose fingerprint is
-  still the one they were built from. Each remembers its fingerprints in the transaction that
+  The intermediate models, customer_snapshots and closed_windows keep what they wrote for days whose
+  fingerprint is still the one they were built from. Each remembers its fingerprints in the transaction that
   writes its rows (remember_days): a build that fails in between leaves nothing undescribed, and
   the next one writes what is missing.
 #}
@@ -104,7 +104,7 @@ where
 {% if is_incremental() %}delete from {{ this }} where as_of = {{ as_of_date() }}{% endif %}
 {%- endmacro %}
 
-{# Pre-hook of customer_snapshots: remove every row after the last date that is kept. #}
+{# Pre-hook of both: remove every row after the last date that is kept. #}
 {% macro delete_snapshots_to_build() -%}
 {% if is_incremental() %}
 delete from {{ this }}

@@ -7,7 +7,7 @@ with source_days as (
 built as (
 
     select * from {{ ref('int_days_built') }}
-    where model_name = 'customer_snapshots'
+    where model_name in ('customer_snapshots', 'closed_windows')
 
 ),
 
@@ -34,22 +34,45 @@ snapshot_dates as (
 
 ),
 
+days_by_model as (
+
+    select
+        models.model_name,
+        source_days.event_day,
+        source_days.checksum
+    from (values ('customer_snapshots'), ('closed_windows')) as models (model_name)
+    cross join source_days
+
+),
+
 -- A day that differs from the last build changes the windows that hold it and all later features;
 -- the dates around either as_of changed because windows closed, opened or appeared.
-rebuild as (
+rebuild_by_model as (
 
     select
         case
             when count(built.event_day) = 0 then cast('-infinity' as date)
             else least(
-                min(coalesce(source_days.event_day, built.event_day))
-                filter (where source_days.checksum is distinct from built.checksum),
+                min(coalesce(current_days.event_day, built.event_day))
+                filter (where current_days.checksum is distinct from built.checksum),
                 max(built.as_of),
                 {{ as_of_date() }}
             ) - {{ var('decision_days') }}
         end as rebuild_after
-    from source_days
-    full join built on source_days.event_day = built.event_day
+    from days_by_model as current_days
+    full join built
+        on
+            current_days.model_name = built.model_name
+            and current_days.event_day = built.event_day
+    group by coalesce(current_days.model_name, built.model_name)
+
+),
+
+-- of both, as a build may have failed between them
+rebuild as (
+
+    select coalesce(min(rebuild_after), cast('-infinity' as date)) as rebuild_after
+    from rebuild_by_model
 
 ),
 

@@ -4,7 +4,10 @@
     on_schema_change='append_new_columns',
     pre_hook='{{ delete_snapshots_to_build() }}',
     post_hook="{{ remember_days(ref('int_source_days')) }}",
-    indexes=[{'columns': ['snapshot_date', 'customer_id'], 'unique': true}]
+    indexes=[
+        {'columns': ['snapshot_date', 'customer_id'], 'unique': true},
+        {'columns': ['as_of']}
+    ]
 ) }}
 
 -- depends_on: {{ ref('int_days_built') }}, {{ ref('int_source_days') }}
