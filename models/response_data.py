@@ -7,6 +7,7 @@ decisions went by what is on record and nothing else, so they count once each.
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -36,6 +37,43 @@ class ClosedWindows:
         """(n, …) sums over each customer's rows."""
         total: Floats = self.by_customer @ values
         return total
+
+    def sums_by_coupon(self, values: Floats) -> Floats:
+        """(A, n) sums over each customer's purchases with each coupon."""
+        bought, coupon = self.panel.purchased, self.panel.coupon
+        return np.array([self.sums(values * (bought & (coupon == a))) for a in range(self.coupons)])
+
+    # what every iteration asks again
+
+    @cached_property
+    def log_margin_moments(self) -> Floats:
+        """(3, n) purchases, and the sums of their log margins and of the squares."""
+        bought = self.panel.purchased.astype(np.float64)
+        return np.array(
+            [self.sums(values) for values in (bought, self.log_margin, bought * self.log_margin**2)]
+        )
+
+    @cached_property
+    def purchases(self) -> Floats:
+        """(A, n) purchases with each coupon."""
+        return self.sums_by_coupon(np.ones(len(self.cell)))
+
+    @cached_property
+    def redemptions(self) -> Floats:
+        """(A, n) purchases that redeemed each coupon."""
+        return self.sums_by_coupon(self.redeems)
+
+    @cached_property
+    def offers(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """(n, SITUATIONS) windows with an offer, and without; own decisions say nothing."""
+        offered, theirs = self.panel.coupon > 0, ~self.panel.own
+        shape = (self.panel.customers, SITUATIONS)
+        place = (self.panel.customer, self.panel.situation)
+        made, without = (
+            sparse.csr_matrix((rows.astype(np.float64), place), shape=shape)
+            for rows in (offered & theirs, ~offered & theirs)
+        )
+        return made, without
 
 
 def closed_windows(panel: Panel, coupons: int) -> ClosedWindows:
@@ -92,15 +130,3 @@ def effective_share(weight: Floats) -> float:
     if not len(weight):
         return 0.0
     return float(weight.sum() ** 2 / (weight**2).sum() / len(weight))
-
-
-def offer_counts(data: ClosedWindows) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """(n, SITUATIONS) windows with an offer, and without; own decisions say nothing."""
-    offered, theirs = data.panel.coupon > 0, ~data.panel.own
-    shape = (data.panel.customers, SITUATIONS)
-    place = (data.panel.customer, data.panel.situation)
-    made, without = (
-        sparse.csr_matrix((rows.astype(np.float64), place), shape=shape)
-        for rows in (offered & theirs, ~offered & theirs)
-    )
-    return made, without

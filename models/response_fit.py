@@ -41,7 +41,6 @@ from winback.models.response_data import (
     closed_rows,
     closed_windows,
     effective_share,
-    offer_counts,
 )
 from winback.models.response_filter import expect, forward
 from winback.models.response_start import (
@@ -59,6 +58,7 @@ SIZES = (1.0, 0.75, 0.625)  # of the largest model's classes: those of the model
 MAX_ITERATIONS = 40  # the rest of the way gained no profit in known worlds
 TOLERANCE = 2e-6  # relative gain of the log-likelihood below which the fit ends
 FIXED = 1e12  # precision of what a regression leaves as it is
+BLOCK = 500  # customers whose histories are looked at together
 RECENT_PERIODS = 8  # latest windows, on which levels are set right
 
 # Standard deviations of a class around the mean of all classes, log odds.
@@ -150,9 +150,34 @@ def _climb(
 def beliefs(model: ResponseModel, panel: Panel) -> Floats:
     """(m, K) chance of each class and of still being there, from what came before each row."""
     found = np.zeros((len(panel.period), model.classes))
+    for customers in _blocks(panel):
+        rows = slice(panel.first[customers.start], panel.first[customers.stop])
+        found[rows] = _beliefs(model, panel.part(customers))
+    return found
+
+
+def beliefs_now(model: ResponseModel, panel: Panel) -> Floats:
+    """(n, K) :func:`beliefs` at the last row of each customer, who has one; holds no others."""
+    found = np.zeros((panel.customers, model.classes))
+    for customers in _blocks(panel):
+        part = panel.part(customers)
+        found[customers] = _beliefs(model, part)[part.first[1:] - 1]
+    return found
+
+
+def _blocks(panel: Panel) -> list[slice]:
+    """Customers some hundreds at a time: what is computed of them stays in the cache."""
+    n = panel.customers
+    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+
+
+def _beliefs(model: ResponseModel, panel: Panel) -> Floats:
+    found = np.zeros((len(panel.period), model.classes))
     bought = panel.purchased & panel.closed
-    odds = log_odds(model.offers)[:, panel.situation].T
-    offer = -np.logaddexp(0, np.where((panel.coupon > 0)[:, None], -odds, odds))
+    odds = log_odds(model.offers).T
+    made, not_made = -np.logaddexp(0, -odds), -np.logaddexp(0, odds)
+    offered = (panel.coupon > 0)[:, None]
+    offer = np.where(offered, made[panel.situation], not_made[panel.situation])
     offer[panel.own] = 0.0
     forward(
         panel.first,
@@ -228,24 +253,18 @@ def _expect(
 
 def _log_likelihood_of_amounts(data: ClosedWindows, state: Parameters) -> Floats:
     """(n, K) of margins, redemptions and offers: all that is not whether a purchase came."""
-    bought = data.panel.purchased.astype(np.float64)
-    n, total, square = (
-        data.sums(values)[:, None]
-        for values in (bought, data.log_margin, bought * data.log_margin**2)
-    )
+    n, total, square = data.log_margin_moments[:, :, None]
     mean, spread = state.log_margin, state.spread
-    margins = -0.5 * (square - 2 * mean * total + n * mean**2) / spread**2 - n * np.log(spread)
-    redeemed = np.zeros_like(margins)
-    for coupon in range(data.coupons):
-        rows = (data.panel.purchased & (data.panel.coupon == coupon)).astype(np.float64)
-        yes, all_of_them = data.sums(rows * data.redeems), data.sums(rows)
-        share = state.redeems[:, coupon]
-        redeemed += np.outer(yes, np.log(share)) + np.outer(all_of_them - yes, np.log(1 - share))
+    margins: Floats = -0.5 * (square - 2 * mean * total + n * mean**2) / spread**2 - n * np.log(
+        spread
+    )
+    yes, no = data.redemptions, data.purchases - data.redemptions
+    redeemed: Floats = yes.T @ np.log(state.redeems).T + no.T @ np.log(1 - state.redeems).T
     return margins + redeemed + _log_likelihood_of_offers(data, state)
 
 
 def _log_likelihood_of_offers(data: ClosedWindows, state: Parameters) -> Floats:
-    made, not_made = offer_counts(data)
+    made, not_made = data.offers
     odds = state.offering @ _base_design().T
     likelihood: Floats = made @ -np.logaddexp(0, -odds).T + not_made @ -np.logaddexp(0, odds).T
     return likelihood
@@ -325,7 +344,7 @@ def _leaving(state: Parameters, stays: Floats, exits: Floats) -> Floats:
 
 def _offering(data: ClosedWindows, state: Parameters, posterior: Floats) -> Floats:
     """(K, BASE_TERMS) log odds of an offer in the log, drawn toward the classes' mean."""
-    made, not_made = (table.T @ posterior for table in offer_counts(data))
+    made, not_made = (table.T @ posterior for table in data.offers)
     mean = state.offering.mean(axis=0)
     precision = 1 / np.array([LEVEL_SPREAD, *[STEP_SPREAD] * (BASE_TERMS - 1)]) ** 2
     fitted = [
@@ -339,7 +358,8 @@ def _model(
     data: ClosedWindows, state: Parameters, posterior: Floats, face_values: Floats
 ) -> ResponseModel:
     bought = data.panel.purchased.astype(np.float64)
-    margin, n = posterior.T @ data.sums(bought * data.panel.margin), posterior.T @ data.sums(bought)
+    n = posterior.T @ data.log_margin_moments[0]
+    margin = posterior.T @ data.sums(bought * data.panel.margin)
     overall = float((bought * data.panel.margin).sum() / bought.sum())
     return ResponseModel(
         share=state.share,
@@ -348,7 +368,9 @@ def _model(
         hazard=state.hazard,
         margin=(margin + PSEUDO_PURCHASES * overall) / (n + PSEUDO_PURCHASES),
         # until a coupon's redemptions are seen, every purchase is taken to cost its face value
-        redeemed=mean_per_coupon(data, posterior, data.panel.cost, face_values),
+        redeemed=mean_per_coupon(
+            data, posterior, data.sums_by_coupon(data.panel.cost), face_values
+        ),
         log_margin=state.log_margin,
         log_margin_spread=state.spread,
         redeems=state.redeems,

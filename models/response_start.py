@@ -83,35 +83,26 @@ def first_guess(data: ClosedWindows, face_values: Floats, classes: int, seed: in
 
 def amounts(data: ClosedWindows, posterior: Floats) -> tuple[Floats, Floats, Floats]:
     """Per class: mean and spread of log margins, and (K, A) shares of purchases that redeem."""
-    bought = data.panel.purchased.astype(np.float64)
-    n, total, square = (
-        posterior.T @ data.sums(values)
-        for values in (bought, data.log_margin, bought * data.log_margin**2)
-    )
-    overall = float(data.log_margin.sum() / bought.sum())
+    moments = data.log_margin_moments
+    n, total, square = moments @ posterior
+    overall = float(moments[1].sum() / moments[0].sum())
     mean = (total + PSEUDO_PURCHASES * overall) / (n + PSEUDO_PURCHASES)
     variance = (square - 2 * mean * total + mean**2 * n + 0.5) / (n + 2)
-    redeems = mean_per_coupon(data, posterior, data.redeems)
+    redeems = mean_per_coupon(data, posterior, data.redemptions)
     return mean, np.sqrt(np.maximum(variance, 0.01)), np.clip(redeems, 1e-4, 1 - 1e-4)
 
 
 def mean_per_coupon(
-    data: ClosedWindows, posterior: Floats, values: Floats, expected: Floats | None = None
+    data: ClosedWindows, posterior: Floats, sums: Floats, expected: Floats | None = None
 ) -> Floats:
-    """(K, A) mean of ``values`` over windows with a purchase, drawn toward that of all classes.
+    """(K, A) mean per purchase of what ``sums`` (A, n) adds up, drawn toward that of all classes.
 
     That in turn is drawn toward ``expected`` (A,) if given, so an unknown coupon has a value too.
     """
-    bought = data.panel.purchased
-    n, total = np.zeros((2, posterior.shape[1], data.coupons))
-    pooled = np.zeros(data.coupons)
-    for coupon in range(data.coupons):
-        rows = (bought & (data.panel.coupon == coupon)).astype(np.float64)
-        n[:, coupon] = posterior.T @ data.sums(rows)
-        total[:, coupon] = posterior.T @ data.sums(rows * values)
-        sums, count = float((rows * values).sum()), float(rows.sum())
-        if expected is not None:
-            sums, count = sums + PSEUDO_PURCHASES * expected[coupon], count + PSEUDO_PURCHASES
-        pooled[coupon] = sums / max(count, 1.0)
+    all_of_them, count = sums.sum(axis=1), data.purchases.sum(axis=1)
+    if expected is not None:
+        all_of_them, count = all_of_them + PSEUDO_PURCHASES * expected, count + PSEUDO_PURCHASES
+    pooled = all_of_them / np.maximum(count, 1.0)
+    n, total = posterior.T @ data.purchases.T, posterior.T @ sums.T
     mean: Floats = (total + PSEUDO_PURCHASES * pooled) / (n + PSEUDO_PURCHASES)
     return mean

@@ -70,6 +70,13 @@ class Panel:
         """(m,) whose row it is."""
         return np.repeat(np.arange(self.customers), np.diff(self.first))
 
+    def part(self, customers: slice) -> "Panel":
+        """The panel of customers in a row (start and stop given), without a copy."""
+        start, stop = self.first[customers.start], self.first[customers.stop]
+        first, *columns = (getattr(self, field.name) for field in fields(self))
+        first = first[customers.start : customers.stop + 1] - start
+        return Panel(first, *(column[start:stop] for column in columns))
+
     def take(self, customers: Ints) -> "Panel":
         """The panel of some customers, by rising index."""
         counts = np.diff(self.first)[customers]

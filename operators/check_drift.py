@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
@@ -42,37 +43,41 @@ SCORE_DAYS = 28  # four weeks of published scores: every day of the week as ofte
 
 SNAPSHOTS = "customer_snapshots"
 # Customers as they are, and as they were when the windows that training reads began.
-BEFORE_AND_NOW = """
-with quantity as (
-    select true as is_now, {column} as value
-    from {schema}.customer_snapshots
-    where snapshot_date = {as_of}::date
-    union all
-    select false, {column}
-    from {schema}.closed_windows
-    where snapshot_date + {decision_days} <= {as_of}::date
-)
+FEATURES = """
+select true as is_now, {columns}
+from {schema}.customer_snapshots
+where snapshot_date = {as_of}::date
+union all
+select false, {columns}
+from {schema}.closed_windows
+where snapshot_date <= {as_of}::date - {decision_days}
 """
-FEATURE = f"""
-{BEFORE_AND_NOW}
-select
-    is_now,
-    width_bucket(value::double precision, {{edges}}::double precision[])::text as bin,
-    count(*)::bigint as customers
-from quantity
-group by 1, 2
+SCORES = """
+select true as is_now, {columns}
+from {work}.customer_scores
+where as_of = {as_of}::date
+union all
+select false, {columns}
+from {schema}.customer_scores
+where as_of < {as_of}::date and as_of >= {as_of}::date - {score_days}
 """
-CATEGORY_SHARES = f"""
-{BEFORE_AND_NOW}
-select is_now, value as bin, count(*)::bigint as customers
-from quantity
-group by 1, 2
+# Of several columns together: the rows are many, the combinations of their bins are not.
+HISTOGRAM = """
+select is_now, {bins}, count(*)::bigint as customers
+from ({rows}) as quantities
+group by 1, {places}
 """
+BIN = "width_bucket({column}::double precision, {edges}::double precision[])::text"
 REWARDS = """
-with closed as (
-    select reward, snapshot_date = max(snapshot_date) over () as is_now
+with newest as (
+    select max(snapshot_date) as snapshot_date
     from {schema}.closed_windows
-    where snapshot_date + {decision_days} <= {as_of}::date
+    where snapshot_date <= {as_of}::date - {decision_days}
+),
+closed as not materialized (
+    select reward, snapshot_date = (select snapshot_date from newest) as is_now
+    from {schema}.closed_windows
+    where snapshot_date <= {as_of}::date - {decision_days}
 ),
 edges as (
     select array(
@@ -83,27 +88,13 @@ edges as (
         order by 1
     ) as rewards
 )
-select
-    is_now,
-    coalesce('from ' || rewards[width_bucket(reward, rewards)], 'below') as bin,
-    count(*)::bigint as customers
-from closed cross join edges
-group by 1, 2
-"""
-SCORE = """
-with scores as (
-    select true as is_now, {column} as score from {work}.customer_scores
-    where as_of = {as_of}::date
-    union all
-    select false, {column} from {schema}.customer_scores
-    where as_of < {as_of}::date and as_of >= {as_of}::date - {score_days}
-)
-select
-    is_now,
-    width_bucket(score, {edges}::double precision[])::text as bin,
-    count(*)::bigint as customers
-from scores
-group by 1, 2
+select is_now, coalesce('from ' || rewards[place], 'below') as reward, customers
+from edges
+cross join lateral (
+    select is_now, width_bucket(reward, rewards) as place, count(*)::bigint as customers
+    from closed
+    group by 1, 2
+) as counts
 """
 LAST_DECISION = """
 select runs.as_of, max(decided.valid_to) as valid_to
@@ -172,11 +163,11 @@ limit 1
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is compared: the query of its histograms, and the bins' edges where they are given."""
+    """What is compared: a column, the rows that it stands in, and the edges of its bins if any."""
 
     name: str
     table: str
-    query: str
+    rows: str
     edges: tuple[float, ...] = ()
 
     def in_words(self, label: str | None) -> str:
@@ -208,7 +199,7 @@ def check_drift(run: Run) -> dict[str, Any]:
         former with the bin ``in_words``), ``decided_on`` (date of the forecasts, None before a
         window is over), ``shifted`` (count) and ``in_words``.
     """
-    shifts = [_shift(run, quantity) for quantity in _quantities(run.settings)]
+    shifts = _shifts(run, _quantities(run.settings))
     decided_on, forecasts = _check_forecasts(run)
     schema = run.settings.schema_name
     results = [_shift_result(schema, *found) for found in shifts]
@@ -232,36 +223,61 @@ def _quantities(settings: Settings) -> list[Quantity]:
     features = [name for name in bins if name not in (*SHARED_FEATURES, P_ALIVE)]
     alive = bins.get(P_ALIVE, DEFAULT_STATE_BINS[P_ALIVE])
     return [
-        *(Quantity(name, SNAPSHOTS, FEATURE, tuple(bins[name])) for name in features),
-        Quantity(CATEGORY, SNAPSHOTS, CATEGORY_SHARES),
-        Quantity(P_ALIVE, "customer_scores", SCORE, tuple(alive)),
-        Quantity(P_PURCHASE, "customer_scores", SCORE, TENTHS),
+        *(Quantity(name, SNAPSHOTS, FEATURES, tuple(bins[name])) for name in features),
+        Quantity(CATEGORY, SNAPSHOTS, FEATURES),
+        Quantity(P_ALIVE, "customer_scores", SCORES, tuple(alive)),
+        Quantity(P_PURCHASE, "customer_scores", SCORES, TENTHS),
         Quantity(REWARD, SNAPSHOTS, REWARDS),
     ]
 
 
-def _shift(run: Run, quantity: Quantity) -> tuple[Quantity, Shift, str]:
-    """A quantity, how it is judged, and the bin that changed most in words."""
+def _shifts(run: Run, quantities: list[Quantity]) -> list[tuple[Quantity, Shift, str]]:
+    """Each quantity, how it is judged, and the bin that changed most in words."""
+    found = []
+    for rows, together in groupby(quantities, key=lambda quantity: quantity.rows):
+        group = list(together)
+        table = _count_bins(run, rows, group)
+        for quantity in group:
+            labels, reference, current = _histograms(table, quantity.name)
+            shift = compare(quantity.name, reference, current)
+            words = "" if shift.bin is None else quantity.in_words(labels[shift.bin])
+            found.append((quantity, shift, words))
+    return found
+
+
+def _count_bins(run: Run, rows: str, quantities: list[Quantity]) -> "pa.Table":
+    """Customers before and now in each combination of the quantities' bins."""
     from psycopg import sql
 
     names = {
         **run.names,
-        "column": sql.Identifier(quantity.name),
-        "edges": list(quantity.edges),
         "tenths": list(TENTHS),
         "decision_days": run.settings.decision_days,
         "score_days": SCORE_DAYS,
     }
-    labels, reference, current = _histograms(read_table(run.url, quantity.query, names))
-    shift = compare(quantity.name, reference, current)
-    return quantity, shift, "" if shift.bin is None else quantity.in_words(labels[shift.bin])
+    if rows == REWARDS:
+        return read_table(run.url, rows, names)
+    columns = [sql.Identifier(quantity.name) for quantity in quantities]
+    bins = [
+        sql.SQL(BIN).format(column=column, edges=sql.Literal(list(quantity.edges)))
+        if quantity.edges
+        else column
+        for column, quantity in zip(columns, quantities, strict=True)
+    ]
+    named = [sql.SQL("{} as {}").format(*pair) for pair in zip(bins, columns, strict=True)]
+    histogram = {
+        "columns": sql.SQL(", ").join(columns),
+        "bins": sql.SQL(", ").join(named),
+        "places": sql.SQL(", ").join(sql.SQL(str(2 + place)) for place in range(len(columns))),
+    }
+    return read_table(run.url, HISTOGRAM.replace("{rows}", rows), {**names, **histogram})
 
 
-def _histograms(rows: "pa.Table") -> tuple[list[str | None], list[int], list[int]]:
+def _histograms(rows: "pa.Table", name: str) -> tuple[list[str | None], list[int], list[int]]:
     """Labels of the bins and their rows before and now; rare bins are put together."""
     counts: dict[str | None, list[int]] = {}
     for row in rows.to_pylist():
-        counts.setdefault(row["bin"], [0, 0])[row["is_now"]] = row["customers"]
+        counts.setdefault(row[name], [0, 0])[row["is_now"]] += row["customers"]
     ranked = sorted(counts, key=lambda label: (-counts[label][0], -counts[label][1], label or ""))
     kept, rare = ranked[:CATEGORIES_KEPT], ranked[CATEGORIES_KEPT:]
     table = [counts[label] for label in kept]

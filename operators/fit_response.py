@@ -19,7 +19,7 @@ from winback.operators.artifacts import (
     SURVIVAL,
 )
 from winback.operators.base import WinbackOperator
-from winback.operators.panel import PanelRows, learned_from, read_panel
+from winback.operators.panel import PanelRows, read_panel
 from winback.operators.run import Run
 from winback.operators.snapshots import (
     GRID_START,
@@ -40,19 +40,14 @@ if TYPE_CHECKING:
 
 MOST_OFTEN = 20.0  # a window never counts for more than this many
 STACK_ROWS = 20_000  # windows that the two forecasts are mixed on: a weight is known to a few %
-# The latest windows without a coupon, a share of them by hash.
-LATEST = """
-select
-    customer_id,
-    ((snapshot_date - {grid_start}) / {decision_days})::bigint as period,
-    order_placed, order_profit, category_sequence, {columns}
-from {schema}.customer_snapshots
-where
-    is_on_grid and snapshot_date + {decision_days} <= {as_of} and coupon_id = 'none'
-    and snapshot_date + {decision_days} * ({periods} + 1) > {as_of}
-    and customer_id in ({learned_from})
-order by hashtextextended(customer_id || snapshot_date, {seed}), customer_id, snapshot_date
-limit {rows}
+WINDOWS = """
+select order_placed, order_profit, category_sequence, {columns}
+from unnest({customers}::text[], {periods}::int[]) with ordinality
+    as chosen (customer_id, period, place)
+inner join {schema}.customer_snapshots as snapshots
+    on chosen.customer_id = snapshots.customer_id
+    and snapshots.snapshot_date = {grid_start}::date + {decision_days} * chosen.period
+order by chosen.place
 """
 
 
@@ -236,11 +231,11 @@ def _looks(read: PanelRows) -> Any:
 def _stack(run: Run, read: PanelRows, response: "ResponseModel") -> "Stack":
     """Weights of the two forecasts on the latest windows."""
     from winback.models.response import respond
-    from winback.models.response_fit import RECENT_PERIODS, beliefs
+    from winback.models.response_fit import beliefs
     from winback.models.stacking import fit_stack
 
-    rows = _latest(run, RECENT_PERIODS)
-    place = _find(read, rows)
+    place = _latest(read.panel, run.settings.seed)
+    rows = _read_windows(run, read, place)
     said = respond(response, beliefs(response, read.panel)[place], read.panel.situation[place])
     purchase, margin = forecast_without_coupon(run, read_profit_model(run), rows)
     chance = said.purchase[:, 0]
@@ -292,7 +287,19 @@ def read_profit_model(run: Run) -> "ProfitModel":
     )
 
 
-def _latest(run: Run, periods: int) -> Any:
+def _latest(panel: Panel, seed: int) -> Any:
+    """(n,) rows of the latest windows without a coupon, STACK_ROWS of them drawn by chance."""
+    from winback.models.response_fit import RECENT_PERIODS
+
+    newest = panel.period[panel.closed].max(initial=0)
+    is_one = panel.closed & (panel.coupon == 0) & (panel.period > newest - RECENT_PERIODS)
+    rows = np.flatnonzero(is_one)
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:STACK_ROWS]
+    return rows[np.sort(drawn)]
+
+
+def _read_windows(run: Run, read: PanelRows, place: Any) -> Any:
+    """What the profit model asks of some of the panel's rows, in their order."""
     from psycopg import sql
 
     names = {
@@ -300,20 +307,7 @@ def _latest(run: Run, periods: int) -> Any:
         "columns": sql.SQL(", ").join(map(sql.Identifier, PROFIT_FEATURES)),
         "decision_days": run.settings.decision_days,
         "grid_start": GRID_START,
-        "periods": periods,
-        "seed": run.settings.seed,
-        "rows": STACK_ROWS,
-        "learned_from": learned_from(run),
+        "customers": read.customer_id[read.panel.customer[place]].tolist(),
+        "periods": read.panel.period[place].tolist(),
     }
-    return read_table(run.url, LATEST, names)
-
-
-def _find(read: PanelRows, rows: Any) -> Any:
-    """(n,) the panel's row of each snapshot."""
-    panel = read.panel
-    ids = rows["customer_id"].to_pylist()
-    customer = np.searchsorted(read.customer_id, np.array(ids, dtype=object))
-    span = int(panel.period.max(initial=0)) + 1
-    return np.searchsorted(
-        panel.customer * span + panel.period, customer * span + rows["period"].to_numpy()
-    )
+    return read_table(run.url, WINDOWS, names)

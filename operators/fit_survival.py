@@ -31,8 +31,8 @@ select
     count(*) filter (where order_placed)::double precision as bought
 from {schema}.closed_windows
 where
-    snapshot_date + {decision_days} <= {as_of}
-    and snapshot_date + {decision_days} * ({periods} + 1) > {as_of}
+    snapshot_date <= {as_of}::date - {decision_days}
+    and snapshot_date > {as_of}::date - {decision_days} * ({periods} + 1)
 group by frequency, recency_days, age_days
 order by frequency, recency_days, age_days
 """

@@ -37,7 +37,7 @@ select
     coupon_cost,
     {columns}
 from {schema}.closed_windows
-where snapshot_date + {decision_days} <= {as_of} and customer_id in ({customers})
+where snapshot_date <= {as_of}::date - {decision_days} and {among}
 union all
 select
     customer_id,
@@ -53,7 +53,7 @@ select
     0,
     {columns}
 from {schema}.customer_snapshots
-where snapshot_date = {as_of} and customer_id in ({customers})
+where snapshot_date = {as_of} and {among}
 """
 
 
@@ -80,7 +80,7 @@ def read_panel(
         run: the run.
         catalogue: the coupons.
         columns: further columns of the snapshots, for ``rows``.
-        among: query of the customers; those whom the models learn from if not given.
+        among: condition on ``customer_id``; that models learn from the customer if not given.
     """
     from psycopg import sql
 
@@ -92,7 +92,9 @@ def read_panel(
         "decision_days": days,
         "grid_start": GRID_START,
         "columns": sql.SQL(", ").join(map(sql.Identifier, wanted)),
-        "customers": learned_from(run) if among is None else among,
+        "among": sql.SQL("customer_id in ({})").format(learned_from(run))
+        if among is None
+        else among,
     }
     rows = read_table(run.url, DECISIONS, names).combine_chunks()
     encoded = rows["customer_id"].combine_chunks().dictionary_encode()

@@ -1,7 +1,8 @@
 """Step: what is expected of every customer with every coupon, part by part of the customers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,14 +46,11 @@ left join {schema}.customer_snapshots as snapshots
     on known.customer_id = snapshots.customer_id and snapshots.snapshot_date = {as_of}
 left join {work}.customer_scores as scores
     on known.customer_id = scores.customer_id and scores.as_of = {as_of}
-where known.as_of = {as_of} and known.customer_id in ({shard})
+where known.as_of = {as_of} and {shard}
 order by known.customer_id
 """
 # Drawn by hash: about as many customers in each shard, and each always in the same one.
-SHARD = """
-select customer_id from {schema}.customers_known
-where as_of = {as_of} and (hashtext(customer_id) & 2147483647) % {shards} = {shard}
-"""
+SHARD = "(hashtext({customer}) & 2147483647) % {shards} = {shard}"
 COUNT = "select count(*) from {schema}.customers_known where as_of = {as_of}"
 
 
@@ -129,7 +127,7 @@ def score_shard(run: Run, shard: int, shards: int) -> int:
     Raises:
         NotFittedError: a step before this one has not run.
     """
-    scored = _score(run, _read_models(run), _shard(run, shard, shards))
+    scored = _score(run, _read_models(run), partial(_is_in_shard, shard, shards))
     table = _to_table(scored)
     run.artifacts.write_table(SCORES.format(shard=shard, shards=shards), table)
     return int(table.num_rows)
@@ -202,11 +200,11 @@ def _read_models(run: Run) -> _Models:
     )
 
 
-def _score(run: Run, models: _Models, members: Any) -> Scored:
+def _score(run: Run, models: _Models, members: Callable[..., Any]) -> Scored:
     from winback.models.mixture import over_classes
     from winback.models.response import agreeing, respond
 
-    rows = read_table(run.url, *_customers_query(run, members))
+    rows = read_table(run.url, *_customers_query(run, members("known")))
     purchased = rows["has_purchased"].to_numpy()
     known = rows.filter(purchased)
     belief, situation = _stand(run, models, known, members)
@@ -240,21 +238,25 @@ def _score(run: Run, models: _Models, members: Any) -> Scored:
     )
 
 
-def _stand(run: Run, models: _Models, known: "pa.Table", members: Any) -> tuple[Any, Any]:
+def _stand(
+    run: Run, models: _Models, known: "pa.Table", members: Callable[..., Any]
+) -> tuple[Any, Any]:
     """(n, K) beliefs and (n,) situations of the customers, from their histories."""
-    from winback.models.response_fit import beliefs
+    from winback.models.response_fit import beliefs_now
 
-    read = read_panel(run, models.catalogue, among=members)
-    belief = beliefs(models.response, read.panel)
+    read = read_panel(run, models.catalogue, among=members())
     ids = np.array(known["customer_id"].to_pylist(), dtype=object)
-    customers = read.panel.customer[read.at_hand]
-    if not np.array_equal(read.customer_id[customers], np.sort(ids)):
+    if not (
+        np.array_equal(read.customer_id, np.sort(ids))
+        and np.array_equal(read.at_hand, read.panel.first[1:] - 1)
+    ):
         raise NotFittedError(
             f"expected a snapshot of the day for each of {len(ids)} customers, came "
-            f"{len(customers)}. Run dbt_features again."
+            f"{len(read.at_hand)}. Run dbt_features again."
         )
-    place = read.at_hand[np.searchsorted(read.customer_id, ids)]
-    return belief[place], read.panel.situation[place]
+    place = np.searchsorted(read.customer_id, ids)
+    belief = beliefs_now(models.response, read.panel)
+    return belief[place], read.panel.situation[read.at_hand[place]]
 
 
 def _better(run: Run, known: "pa.Table", models: _Models, alone: "Response") -> tuple[Any, Any]:
@@ -288,13 +290,12 @@ def _spread(values: Any, rows: Any, otherwise: Any) -> Any:
     return full
 
 
-def _shard(run: Run, shard: int, shards: int) -> Any:
-    """The query of a shard's customers."""
+def _is_in_shard(shard: int, shards: int, *table: str) -> Any:
+    """The condition that a row of the table is of a customer of the shard."""
     from psycopg import sql
 
     numbers = {"shard": sql.Literal(shard), "shards": sql.Literal(shards)}
-    as_of = sql.Literal(run.as_of)
-    return sql.SQL(SHARD).format(schema=run.names["schema"], as_of=as_of, **numbers)
+    return sql.SQL(SHARD).format(customer=sql.Identifier(*table, "customer_id"), **numbers)
 
 
 def _customers_query(run: Run, members: Any) -> tuple[str, dict[str, Any]]:

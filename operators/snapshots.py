@@ -43,7 +43,7 @@ PROFIT_FEATURES = (  # what the profit model knows of a customer beside the sequ
 COUNT_CLOSED = """
 select count(*)::bigint as closed
 from {schema}.closed_windows
-where snapshot_date + {decision_days} <= {as_of}
+where snapshot_date <= {as_of}::date - {decision_days}
 """
 # A fixed share of the rows by hash: the same rows in every try, whatever their order on disk.
 TRAINING = f"""

@@ -10,7 +10,6 @@ from winback.models.response_data import (
     closed_rows,
     closed_windows,
     effective_share,
-    offer_counts,
 )
 from winback.models.situations import COUPONS, SITUATIONS, Panel
 
@@ -83,7 +82,7 @@ def test_own_decisions_weigh_1_and_say_nothing_of_the_customer(panel):
     assert (data.weight[panel.own] == 1).all()
     assert data.weight[~panel.own].mean() == pytest.approx(1)
     assert panel.inverse_propensity == pytest.approx(np.where(panel.own, 1, 1 / panel.propensity))
-    made, without = offer_counts(data)
+    made, without = data.offers
     assert (made + without).sum() == (~panel.own).sum()
 
 
@@ -98,7 +97,7 @@ def test_sums_and_offer_counts_equal_loops(panel):
     data = closed_windows(panel, 3)
     rows = [range(panel.first[i], panel.first[i + 1]) for i in range(panel.customers)]
     assert data.sums(panel.margin) == pytest.approx([panel.margin[own].sum() for own in rows])
-    made, without = (table.toarray() for table in offer_counts(data))
+    made, without = (table.toarray() for table in data.offers)
     assert made.shape == without.shape == (panel.customers, SITUATIONS)
     for i, own in enumerate(rows):
         for s in range(SITUATIONS):
