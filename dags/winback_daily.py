@@ -47,11 +47,12 @@ Results: `winback.current_recommendations` in the warehouse, `winback:current` i
 RECOMMENDATIONS = Asset("winback://recommendations", group="winback")
 Q_TABLE = Asset("winback://q_table", group="winback")
 
-# Wrong data, wrong settings and a verdict stay; a server that is away may come back.
+# Wrong data or settings, a verdict, too little memory stay; a server that is away may come back.
 RETRY_BY_ERROR = ExceptionRetryPolicy(
     rules=[
         RetryRule(
-            exception=[DataError, SettingsError, NotFittedError, HeldError], action=RetryAction.FAIL
+            exception=[DataError, SettingsError, NotFittedError, HeldError, MemoryError],
+            action=RetryAction.FAIL,
         ),
         RetryRule(exception=StoreUnavailableError, action=RetryAction.RETRY),
     ]
@@ -74,6 +75,7 @@ with DAG(
         "retries": deployment.task_retries,
         "retry_delay": timedelta(minutes=2),
         "retry_policy": RETRY_BY_ERROR,
+        "execution_timeout": timedelta(hours=deployment.task_timeout_hours),
         "on_execute_callback": task_started,
         "on_success_callback": task_succeeded,
         "on_failure_callback": task_failed,
@@ -94,7 +96,6 @@ with DAG(
         task_id="train_profit",
         pool=deployment.training_pool,
         queue=deployment.training_queue,
-        execution_timeout=timedelta(hours=6),
         **run,
     )
     fit_response = FitResponseOperator(task_id="fit_response", **run)

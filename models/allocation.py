@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from winback.models import allocation_kernels as kernels
 from winback.models.errors import DataError, first_rows
 
 Floats = NDArray[np.float64]
@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 SAMPLED, AROUND = 10_000, 300  # upgrades; six standard deviations of where a sample ends
-BLOCK_ROWS = 65_536  # rows whose temporaries (about ten matrices) stay in the processor's cache
+BLOCK_ROWS = 65_536  # customers whose upgrades are found before they are put together
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def solve_budget(value: Floats, cost: Floats, budget: float, eligible: Bools) ->
             customer has no eligible coupon, or the cheapest coupons alone exceed the budget.
     """
     value, cost, eligible = checked(value, cost, budget, eligible)
-    cheapest = _cheapest(value, cost, eligible)
-    room = budget - exact_sum(pick(cost, cheapest))
+    cheapest = np.zeros(len(value), np.int64)
+    kernels.least_cost(value, cost, eligible, cheapest)
+    room = budget - kernels.total_of(cost, cheapest)
     upgrades = _hull(value, cost, eligible, cheapest, room)
     coupon, taken = _take(cheapest, upgrades, cost, budget)
     price = float(upgrades.rate[taken]) if taken < len(upgrades.rate) else 0.0
@@ -97,31 +98,24 @@ def checked(
     Raises:
         DataError: as :func:`solve_budget`.
     """
-    value, cost = np.asarray(value, np.float64), np.asarray(cost, np.float64)
-    eligible = np.asarray(eligible, np.bool_)
+    value = np.ascontiguousarray(value, np.float64)
+    cost = np.ascontiguousarray(cost, np.float64)
+    eligible = np.ascontiguousarray(eligible, np.bool_)
     _check_shapes(value, cost, eligible)
-    value, cost = np.where(eligible, value, 0.0), np.where(eligible, cost, 0.0)
-    _check_numbers(value, cost, budget, eligible)
-    _check_affordable(np.where(eligible, cost, np.inf).min(axis=1), budget)
-    return value, cost, eligible
+    if not (math.isfinite(budget) and budget >= 0):
+        raise DataError(f"expected a budget of 0 or more, came {budget}")
+    values, costs = np.empty_like(value), np.empty_like(cost)
+    if any(kernels.copy_eligible(value, cost, eligible, values, costs)):
+        _refuse_rows(values, costs, eligible)
+    _check_affordable(costs, eligible, budget)
+    return values, costs, eligible
 
 
 def coupons_at_price(value: Floats, cost: Floats, eligible: Bools, price: float) -> Ints:
     """(n,) the coupon of highest ``value − price · cost``; ties: lowest cost, then index."""
     coupon = np.zeros(len(value), np.int64)
-    _most_net(value, cost, eligible, float(price), coupon)
+    kernels.most_net(value, cost, eligible, float(price), coupon)
     return coupon
-
-
-@njit(cache=False)
-def _most_net(value, cost, eligible, price, coupon):  # type: ignore[no-untyped-def]
-    """:func:`coupons_at_price`, row by row, into coupon (n,)."""
-    for i in range(len(coupon)):
-        best, least = -np.inf, np.inf
-        for a in range(value.shape[1]):
-            net = value[i, a] - price * cost[i, a]
-            if eligible[i, a] and (net > best or (net == best and cost[i, a] < least)):
-                coupon[i], best, least = a, net, cost[i, a]
 
 
 def pick(table: Floats, coupon: Ints) -> Floats:
@@ -133,67 +127,9 @@ def pick(table: Floats, coupon: Ints) -> Floats:
 def affordable(costs: Floats, limit: float) -> int:
     """How many of the leading ``costs`` (m,) add up to at most ``limit``, without rounding."""
     count = int(np.searchsorted(np.cumsum(costs), limit, side="right"))
-    while count and exact_sum(costs[:count]) > limit:
+    while count and kernels.exact_sum(costs[:count]) > limit:
         count -= 1
     return count
-
-
-def _cheapest(value: Floats, cost: Floats, eligible: Bools) -> Ints:
-    """(n,) the best of each customer's cheapest coupons."""
-    coupon = np.zeros(len(value), np.int64)
-    _least_cost(value, cost, eligible, coupon)
-    return coupon
-
-
-@njit(cache=False)
-def _least_cost(value, cost, eligible, coupon):  # type: ignore[no-untyped-def]
-    """:func:`_cheapest`, row by row, into coupon (n,)."""
-    for i in range(len(coupon)):
-        least, best = np.inf, -np.inf
-        for a in range(value.shape[1]):
-            if eligible[i, a] and (
-                cost[i, a] < least or (cost[i, a] == least and value[i, a] > best)
-            ):
-                coupon[i], least, best = a, cost[i, a], value[i, a]
-
-
-def _best_upgrade(
-    value: Floats, cost: Floats, eligible: Bools, current: Ints, room: float = math.inf
-) -> tuple[Ints, Floats, Floats]:
-    """(n,) each: target, rate and extra cost of the upgrade of most value per money.
-
-    Only upgrades with an extra cost of at most ``room`` count; rate 0 where there is none.
-    """
-    n = len(current)
-    target, rate, extra = np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
-    _best_upgrades(value, cost, eligible, current, room, target, rate, extra)
-    return target, rate, extra
-
-
-@njit(cache=False)
-def _best_upgrades(  # type: ignore[no-untyped-def]
-    value, cost, eligible, current, room, target, rate, extra
-):
-    """:func:`_best_upgrade`, row by row, into target, rate and extra (n,)."""
-    for i in range(len(current)):
-        own = current[i]
-        for a in range(value.shape[1]):
-            more, gain = cost[i, a] - cost[i, own], value[i, a] - value[i, own]
-            if eligible[i, a] and 0 < more <= room and gain > 0:
-                worth = gain / more
-                if worth > rate[i] or (worth == rate[i] and more < extra[i]):
-                    target[i], rate[i], extra[i] = a, worth, more
-
-
-@njit(cache=False)
-def exact_sum(values):  # type: ignore[no-untyped-def]
-    """Σ values, (n,), in twice the precision (Neumaier 1974): n could be 10¹⁵ before it rounds."""
-    high, low = 0.0, 0.0
-    for value in values:
-        total = high + value
-        low += (high - total) + value if abs(high) >= abs(value) else (value - total) + high
-        high = total
-    return high + low
 
 
 def _hull(value: Floats, cost: Floats, eligible: Bools, cheapest: Ints, room: float) -> _Upgrades:
@@ -201,11 +137,12 @@ def _hull(value: Floats, cost: Floats, eligible: Bools, cheapest: Ints, room: fl
 
     A customer's own stay in order.
     """
-    blocks = [
-        _block_hull(value[rows], cost[rows], eligible[rows], cheapest[rows], rows.start)
-        for rows in _blocks(len(value))
-    ]
-    customer, target, rate, extra = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    parts = []
+    for start in range(0, max(len(value), 1), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        customer, *rest = kernels.hulls(value[rows], cost[rows], eligible[rows], cheapest[rows])
+        parts.append((customer + start, *rest))
+    customer, target, rate, extra = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = _by_worth(rate, extra, room)
     return _Upgrades(customer[order], target[order], rate[order], extra[order])
 
@@ -232,34 +169,14 @@ def _by_worth(rate: Floats, extra: Floats, room: float) -> Ints:
     return np.argsort(-rate, kind="stable")
 
 
-def _blocks(n: int) -> list[slice]:
-    return [slice(start, start + BLOCK_ROWS) for start in range(0, max(n, 1), BLOCK_ROWS)]
-
-
-def _block_hull(
-    value: Floats, cost: Floats, eligible: Bools, current: Ints, first_row: int
-) -> tuple[Ints, Ints, Floats, Floats]:
-    n, coupons = value.shape
-    target = np.zeros((n, coupons - 1), np.int64)
-    rate, extra = np.zeros((n, coupons - 1)), np.zeros((n, coupons - 1))
-    falling = np.full(n, np.inf)  # rounding must not put a customer's second upgrade first
-    for step in range(coupons - 1):
-        target[:, step], best, extra[:, step] = _best_upgrade(value, cost, eligible, current)
-        falling = np.minimum(falling, best)
-        rate[:, step] = falling
-        current = np.where(best > 0, target[:, step], current)
-    row, column = np.nonzero(rate)  # row by row: ties go to the first customer
-    return row + first_row, target[row, column], rate[row, column], extra[row, column]
-
-
 def _take(current: Ints, upgrades: _Upgrades, cost: Floats, budget: float) -> tuple[Ints, int]:
     """The allocation after as many leading upgrades as the budget allows, and their number."""
-    room = budget - exact_sum(pick(cost, current))
+    room = budget - kernels.total_of(cost, current)
     taken = int(np.searchsorted(np.cumsum(upgrades.extra_cost), room, side="right"))
     while True:
         coupon = current.copy()
         coupon[upgrades.customer[:taken]] = upgrades.target[:taken]  # a customer's last one stays
-        if taken == 0 or exact_sum(pick(cost, coupon)) <= budget:
+        if taken == 0 or kernels.total_of(cost, coupon) <= budget:
             return coupon, taken
         taken -= 1  # the running sum was rounded down
 
@@ -268,32 +185,27 @@ def _use_leftover(
     coupon: Ints, value: Floats, cost: Floats, eligible: Bools, budget: float
 ) -> Ints:
     """Spend what remains on the upgrades that still fit, most value per money first."""
-    room = budget - exact_sum(pick(cost, coupon))
-    rows = np.flatnonzero(_best_upgrade(value, cost, eligible, coupon, room)[1])
+    rows = np.arange(len(coupon))
     while len(rows):
-        room = budget - exact_sum(pick(cost, coupon))
-        target, rate, extra = _best_upgrade(
-            value[rows], cost[rows], eligible[rows], coupon[rows], room
-        )
-        useful = np.flatnonzero(rate)
-        order = useful[_by_worth(rate[useful], extra[useful], room)]
-        rows = rows[order]
-        moves = _Upgrades(rows, target[order], rate[order], extra[order])
+        room = budget - kernels.total_of(cost, coupon)
+        found = kernels.upgrades_within(value, cost, eligible, coupon, rows, room)
+        order = _by_worth(found[2], found[3], room)
+        moves = _Upgrades(*(column[order] for column in found))
         coupon, taken = _take(coupon, moves, cost, budget)
         if taken == 0:
             break
-        rows = np.sort(rows)  # only they can still have an upgrade that fits: room shrinks
+        rows = found[0]  # only they can still have an upgrade that fits: room shrinks
     return coupon
 
 
 def _certify(
     coupon: Ints, value: Floats, cost: Floats, eligible: Bools, budget: float, price: float
 ) -> Allocation:
-    primal = exact_sum(pick(value, coupon))
+    primal = kernels.total_of(value, coupon)
     bound = coupons_at_price(value, cost, eligible, price)
-    net = exact_sum(pick(value, bound)) - price * exact_sum(pick(cost, bound))
+    net = kernels.total_of(value, bound) - price * kernels.total_of(cost, bound)
     dual = max(price * budget + net, primal)  # never below it but for rounding
-    spend = exact_sum(pick(cost, coupon))
+    spend = kernels.total_of(cost, coupon)
     return Allocation(coupon, price, primal, dual, dual - primal, spend)
 
 
@@ -305,9 +217,8 @@ def _check_shapes(value: Floats, cost: Floats, eligible: Bools) -> None:
         )
 
 
-def _check_numbers(value: Floats, cost: Floats, budget: float, eligible: Bools) -> None:
-    if not (math.isfinite(budget) and budget >= 0):
-        raise DataError(f"expected a budget of 0 or more, came {budget}")
+def _refuse_rows(value: Floats, cost: Floats, eligible: Bools) -> None:
+    """Say which rows are wrong, and how."""
     has_any = eligible.max(axis=1, keepdims=True)
     _check_rows(has_any, "an eligible coupon (at least `none`) for every customer")
     _check_rows(np.isfinite(value), "a finite value of every coupon")
@@ -320,8 +231,10 @@ def _check_rows(right: Bools, expected: str) -> None:
         raise DataError(f"expected {expected}; wrong in rows {first_rows(wrong.tolist())}")
 
 
-def _check_affordable(costs: Floats, budget: float) -> None:
-    least = exact_sum(costs)
+def _check_affordable(cost: Floats, eligible: Bools, budget: float) -> None:
+    cheapest = np.zeros(len(cost), np.int64)
+    kernels.least_cost(cost, cost, eligible, cheapest)
+    least = kernels.total_of(cost, cheapest)
     if least > budget:
         raise DataError(
             f"expected a budget of at least {least:g}, what the cheapest eligible coupons cost, "

@@ -25,7 +25,10 @@ ENVIRONMENT_PREFIX = "WINBACK_"
 WORK, STAGING = "_work", "_staging"  # behind schema_name: the schemas beside it
 
 # Read where the DAG is parsed, so a run cannot change them: set WINBACK_<NAME> instead.
-DEPLOYMENT_SETTINGS = ("schema_name", "task_retries", "training_pool", "training_queue")
+DEPLOYMENT_SETTINGS = (
+    *("schema_name", "task_retries", "task_timeout_hours"),
+    *("training_pool", "training_queue"),
+)
 
 PROFIT = ProfitConfig()  # its defaults, with their reasons, are these settings' defaults
 
@@ -177,6 +180,12 @@ class Settings(BaseModel):
     # -- profit model
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model trains")
     task_retries: int = Field(2, ge=0, description="Tries after a task's first failure")
+    task_timeout_hours: float = Field(
+        6.0, gt=0, allow_inf_nan=False, description="Time after which a task is stopped as failed"
+    )
+    memory_limit_gb: Annotated[float, Field(ge=2)] | None = Field(
+        6.0, description="Memory that a task's process may ask for (10⁹ bytes); empty: no limit"
+    )
     training_pool: str = Field("default_pool", description="Airflow pool of the training task")
     training_queue: str = Field("default", description="Airflow queue of the training task")
     max_training_rows: int = Field(
@@ -203,7 +212,7 @@ class Settings(BaseModel):
         40_000, gt=0, description="Customers that the classes are learned from, at most"
     )
     shard_customers: int = Field(
-        100_000, gt=0, description="Customers scored at once: bounds the memory of the task"
+        100_000, gt=0, description="Customers scored in one task: about 1.3 GB of memory"
     )
     state_bins: dict[str, tuple[float, ...]] = Field(
         DEFAULT_STATE_BINS, description="Bin edges of the state features"
@@ -314,6 +323,7 @@ class Settings(BaseModel):
             "batch_rows",
             "shard_customers",
             "device",
+            "memory_limit_gb",
         }
         circumstances |= {"keep_versions_days", "override_gate", *DEPLOYMENT_SETTINGS}
         text = json.dumps(self.model_dump(mode="json", exclude=circumstances), sort_keys=True)

@@ -1,13 +1,17 @@
 """What all operators of winback share: their arguments, and the run that they belong to."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator
 
 from winback.models.settings import load_settings
+from winback.operators.processes import limit_memory, peak_memory_mb
 from winback.operators.run import Run
 from winback.operators.warehouse import DEFAULT_CONNECTION, warehouse_url
+
+logger = logging.getLogger(__name__)
 
 
 class WinbackOperator(BaseOperator):
@@ -36,6 +40,14 @@ class WinbackOperator(BaseOperator):
         self.run_id = run_id
         self.settings = settings
         self.warehouse_conn_id = warehouse_conn_id
+
+    def pre_execute(self, context: Any) -> None:
+        """Keep the task within the memory of the settings."""
+        limit_memory(load_settings(self.settings).memory_limit_gb)
+
+    def post_execute(self, context: Any, result: Any = None) -> None:
+        """Say how much memory it took; a process that runs several tasks counts the largest."""
+        logger.info("%s: at most %.2f GB of memory", self.task_id, peak_memory_mb() / 1e3)
 
     def current_run(self) -> Run:
         """Validate the arguments; call from ``execute`` only, it looks the connection up."""

@@ -47,7 +47,8 @@ class BenchOptions:
         steps: names; empty for all.
         sizes: instead of the steps' own; empty for those.
         quick: the steps' small sizes.
-        repeats: runs of each side; one where a run takes over a minute.
+        repeats: runs of each side after a first that does not count; where a run takes over a
+            minute, that one alone.
         weeks: of history in the warehouses that are made.
         output: Markdown file; figures and plot go beside it. None: only the terminal.
     """

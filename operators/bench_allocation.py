@@ -61,9 +61,6 @@ def _winback(size: int, place: Place, *, limited: bool) -> Callable[[], Done]:
     from winback.models.limited_allocation import solve_with_limits
 
     given, limits = _inputs(size, limited)
-    if limited:  # numba compiles once per process
-        small = problem(200)
-        solve_with_limits(*small, category_limits(200, small))
 
     def run() -> Done:
         found = solve_with_limits(*given, limits) if limited else solve_budget(*given)

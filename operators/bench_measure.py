@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
 from winback.models.errors import WinbackError
 from winback.operators.local_airflow import QUIET
+from winback.operators.processes import peak_memory_mb
 
-SLOW_SECONDS = 60.0  # a side that takes longer runs once
+SLOW_SECONDS = 60.0  # a side that takes longer runs once, and has no first run that does not count
 
 Answer: TypeAlias = Mapping[str, Any]
 Place: TypeAlias = Mapping[str, Any]  # addresses of servers, folders: what inputs are made from
@@ -93,12 +93,13 @@ class Measurement:
     step: str
     side: str
     size: int
-    seconds: tuple[float, ...]  # of every run
+    seconds: tuple[float, ...]  # of every run that counts
     work: float
     moved: float
     peak_mb: float  # resident memory of the side's process, inputs and imports included
     answer: Answer
     notes: Mapping[str, Any]
+    first_seconds: float = 0.0  # of the run before them, compilation included
 
     @property
     def median_seconds(self) -> float:
@@ -112,7 +113,9 @@ class Measurement:
 
 
 def measure(step: Step, size: int, place: Place, repeats: int) -> list[Measurement]:
-    """All sides of a step at a size, in turns, at most ``repeats`` runs each.
+    """All sides of a step at a size, in turns: a first run each, then ``repeats`` that count.
+
+    The first compiles what is compiled at first use and fills the caches, of winback and peers.
 
     Raises:
         BenchError: a side failed.
@@ -121,7 +124,7 @@ def measure(step: Step, size: int, place: Place, repeats: int) -> list[Measureme
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with ExitStack() as stack:
         sides = {name: stack.enter_context(_side(step, name, size, place)) for name in names}
-        for _ in range(repeats):
+        for _ in range(1 + repeats):
             for name in reversed(names):  # winback last
                 if not runs[name] or runs[name][0]["seconds"] < SLOW_SECONDS:
                     runs[name].append(sides[name]())
@@ -144,12 +147,13 @@ def close(name: str, ours: float, theirs: float, tolerance: float) -> str:
 
 
 def _measurement(step: Step, side: str, size: int, runs: Sequence[Any]) -> Measurement:
-    last = runs[-1]
+    last, counted = runs[-1], runs[1:] or runs
     return Measurement(
         step=step.name,
         side=side,
         size=size,
-        seconds=tuple(run["seconds"] for run in runs),
+        seconds=tuple(run["seconds"] for run in counted),
+        first_seconds=runs[0]["seconds"],
         work=last["work"] or float(size),
         moved=last["moved"],
         peak_mb=max(run["peak_mb"] for run in runs),
@@ -200,18 +204,6 @@ def _broken_pipe_ignored() -> Iterator[None]:
         return
 
 
-def peak_mb() -> float:
-    """Largest resident memory of this process so far, 10⁶ bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike getrusage's, this figure does not start at the parent's
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
 def main() -> None:
     """The process of one side: prepare as the first line says, then run at every further line."""
     from winback.operators.bench_steps import STEPS
@@ -228,7 +220,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         said = asdict(done)
         said["seconds"] = seconds if done.seconds is None else done.seconds
-        said["peak_mb"] = peak_mb() if done.peak_mb is None else done.peak_mb
+        said["peak_mb"] = peak_memory_mb() if done.peak_mb is None else done.peak_mb
         print(json.dumps(said), file=channel, flush=True)
 
 

@@ -38,7 +38,7 @@ SHOWN = 5  # recommendations in the terminal; the report has more
 
 
 class RunView:
-    """Shows a run's events as they come: one line per finished step, a bar for the training."""
+    """Shows a run's events as they come: a line per finished step, bars for epochs and parts."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -68,7 +68,8 @@ class RunView:
 
     def _show_started(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:
         words = self._begin(event["task"], event["at"])
-        progress.reset(waiting, description=words, total=None)
+        if event.get("part", -1) <= 0:  # the bar of a task's parts goes on
+            progress.reset(waiting, description=words, total=None)
 
     def _show_epoch(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:
         words = (
@@ -77,6 +78,11 @@ class RunView:
             f"{event['rows_per_second']:,.0f} rows/s"
         )
         done = {"completed": event["epoch"], "total": event["epochs"]}
+        progress.update(waiting, description=words, **done)
+
+    def _show_scored(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:
+        words = f"{STEPS['score_customers']}: {event['rate']:,.0f} customers/s"
+        done = {"completed": event["part"], "total": event["parts"]}
         progress.update(waiting, description=words, **done)
 
     def _show_succeeded(self, event: dict[str, Any], progress: Progress, waiting: Any) -> None:

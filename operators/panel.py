@@ -1,5 +1,7 @@
 """Reading the log as a panel: customers' decisions in order, and the one at hand."""
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ from winback.operators.warehouse import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 # Whom the models of the run learn from: all, or as many as the setting says, drawn by hash.
 LEARNED_FROM = """
@@ -96,7 +100,10 @@ def read_panel(
         if among is None
         else among,
     }
+    started = time.perf_counter()
     rows = read_table(run.url, DECISIONS, names).combine_chunks()
+    rate = rows.num_rows / (time.perf_counter() - started)
+    logger.info("log: %d decisions read, %.0f per second", rows.num_rows, rate)
     encoded = rows["customer_id"].combine_chunks().dictionary_encode()
     ids = np.array(encoded.dictionary.to_pylist(), dtype=object)
     rank = np.empty(len(ids), np.int64)

@@ -5,6 +5,7 @@ import pwd
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -108,3 +109,33 @@ def end(process: psutil.Process | None, signals: Sequence[signal.Signals]) -> No
                 return
             time.sleep(0.02)
     raise StoreUnavailableError(f"Process {process.pid} ({process.name()}) cannot be stopped.")
+
+
+def limit_memory(gigabytes: float | None) -> None:
+    """Let this process and those that it starts ask for so much memory each (10⁹ bytes).
+
+    Beyond it an allocation fails as MemoryError, while the machine and its other processes go on.
+    What counts is what was asked for, about 1 GB more than what is used: Arrow reserves ahead.
+    Linux only; not beside a GPU, whose driver maps far more than there is.
+    """
+    if sys.platform != "linux" or Path("/dev/nvidiactl").exists():
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = resource.RLIM_INFINITY if gigabytes is None else int(gigabytes * 1e9)
+    if hard != resource.RLIM_INFINITY:
+        wanted = hard if wanted == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, 10⁶ bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage's, this figure does not start at the parent's
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

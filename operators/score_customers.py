@@ -1,5 +1,7 @@
 """Step: what is expected of every customer with every coupon, part by part of the customers."""
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,7 @@ from winback.operators.fit_response import (
     read_response,
 )
 from winback.operators.panel import read_panel
+from winback.operators.progress import report
 from winback.operators.run import Run
 from winback.operators.snapshots import P_ALIVE, PROFIT_FEATURES, Catalogue, read_catalogue
 from winback.operators.warehouse import read_table
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from winback.models.profit import ProfitModel
     from winback.models.response import Response, ResponseModel
     from winback.models.stacking import Stack
+
+logger = logging.getLogger(__name__)
 
 KNOWN_CUSTOMERS = """
 select
@@ -127,9 +132,14 @@ def score_shard(run: Run, shard: int, shards: int) -> int:
     Raises:
         NotFittedError: a step before this one has not run.
     """
+    started = time.perf_counter()
     scored = _score(run, _read_models(run), partial(_is_in_shard, shard, shards))
     table = _to_table(scored)
     run.artifacts.write_table(SCORES.format(shard=shard, shards=shards), table)
+    rate = table.num_rows / (time.perf_counter() - started)
+    done = (shard + 1, shards, table.num_rows, rate)
+    logger.info("part %d of %d: %d customers scored, %.0f per second", *done)
+    report("scored", **dict(zip(("part", "parts", "customers", "rate"), done, strict=True)))
     return int(table.num_rows)
 
 

@@ -1,5 +1,7 @@
 """Moving data between the Postgres warehouse and arrays, by COPY and in batches."""
 
+import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from winback.operators.run import Run
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CONNECTION = "winback_warehouse"
 OUTPUT_TABLES_MACRO = "dbt_project/macros/output_tables.sql"
@@ -91,12 +95,16 @@ def write_work(run: "Run", table: str, parts: Iterable["pa.Table"]) -> None:
     """
     schema = run.settings.work_schema
     names = {**run.names, "table": _identifier(table)}
+    written, started = 0, time.perf_counter()
     with _adbc(run.url) as connection, connection.cursor() as cursor:
         cursor.execute(_render("delete from {work}.{table} where as_of = {as_of}", names))
         for rows in parts:
             cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema)
+            written += rows.num_rows
         cursor.execute(_render("analyze {work}.{table}", names))
         connection.commit()
+    rate = written / (time.perf_counter() - started)
+    logger.info("%s: %d rows written, %.0f per second", table, written, rate)
 
 
 def join_rows(

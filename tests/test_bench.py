@@ -17,13 +17,14 @@ from winback.models.errors import SettingsError
 from winback.operators.bench import BenchOptions, choose_steps, run_bench, versions
 from winback.operators.bench_allocation import category_limits, problem
 from winback.operators.bench_limits import matmul_rate, triad_rate
-from winback.operators.bench_measure import BenchError, Done, Measurement, close, measure, peak_mb
+from winback.operators.bench_measure import BenchError, Done, Measurement, close, measure
 from winback.operators.bench_planner import bytes_per_sweep, planning_problem
 from winback.operators.bench_profit import training_rows
 from winback.operators.bench_report import BenchReport, compare, exponent, markdown, write_bench
 from winback.operators.bench_steps import STEPS
 from winback.operators.bench_survival import customers, grouped
 from winback.operators.big_warehouse import fill_warehouse, last_day
+from winback.operators.processes import peak_memory_mb
 from winback.operators.sample import SOURCE_TABLES
 
 TINY = {"survival-fit": 800, "training": 1_200, "features": 60, "daily": 400}
@@ -185,9 +186,9 @@ def test_bytes_of_a_sweep_count_every_array_once():
 
 
 def test_a_side_knows_its_peak_memory():
-    before = peak_mb()
+    before = peak_memory_mb()
     held = np.ones(30_000_000 // 8 * 8)  # 240 MB
-    assert peak_mb() - before > 150
+    assert peak_memory_mb() - before > 150
     assert held.size
     assert Done({}).peak_mb is None
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def test_it_says_what_it_is_and_whose(dag):
         (NotFittedError("x"), RetryAction.FAIL),
         (HeldError("x"), RetryAction.FAIL),
         (StoreUnavailableError("x"), RetryAction.RETRY),
+        (MemoryError("x"), RetryAction.FAIL),
         (RuntimeError("x"), RetryAction.DEFAULT),
     ],
     ids=lambda value: type(value).__name__,
@@ -121,6 +123,7 @@ def test_a_retry_depends_on_the_error(dag, error, action):
     for task in dag.tasks:
         assert task.retry_policy.evaluate(error, try_number=1, max_tries=2).action == action
         assert task.retries == load_settings().task_retries
+        assert task.execution_timeout == timedelta(hours=load_settings().task_timeout_hours)
 
 
 def test_the_form_has_every_setting_of_a_run(dag):

@@ -5,6 +5,8 @@ import json
 import os
 import pkgutil
 import signal
+import subprocess
+import sys
 from datetime import date, datetime, timezone
 
 import psutil
@@ -182,6 +184,22 @@ def test_events_are_written_only_where_somebody_waits(tmp_path, monkeypatch):
 def test_an_error_in_the_training_process_keeps_its_class(kind):
     with pytest.raises(getattr(errors, kind), match="in words"):
         outcome(1, {"event": "error", "kind": kind, "message": "in words"})
+
+
+GREEDY = """
+import numpy as np
+from winback.operators.plan import PlanOperator
+PlanOperator(task_id="plan", settings={"memory_limit_gb": %s}).pre_execute({})
+held = np.ones(500_000_000)  # 4 GB
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+@pytest.mark.parametrize(("limit", "ends"), [(3, "Unable to allocate"), (None, "")])
+def test_a_task_stays_within_the_memory_of_the_settings(limit, ends):
+    code = GREEDY.replace("ones", "empty") % limit
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ends in done.stderr.strip().splitlines()[-1] if ends else done.returncode == 0
 
 
 # Training in a process of its own, on the prepared shop.

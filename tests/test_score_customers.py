@@ -1,5 +1,10 @@
 """Scoring in parts, on a real server. Oracle: the same customers scored in one pass."""
 
+import json
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from pipeline import checked_template, copy_of
@@ -8,6 +13,8 @@ from winback.models.errors import NotFittedError
 from winback.models.settings import load_settings
 from winback.operators import score_customers
 from winback.operators.allocate_coupons import allocate
+from winback.operators.artifacts import SCORES
+from winback.operators.progress import EVENTS_FILE
 from winback.operators.run import Run
 from winback.operators.score_customers import list_shards, read_scored, score_shard
 
@@ -59,6 +66,53 @@ def test_a_part_that_is_missing_is_named_and_scored_alone(shop):
     scored = read_scored(run, [0, 2])
     assert scored.margin.shape == (len(shop.query(DECIDED)), 2)
     assert list(scored.customer_id) == sorted(scored.customer_id)
+
+
+KILLED = """
+import json, os, signal, sys
+from winback.models.settings import load_settings
+from winback.operators import score_customers
+from winback.operators.run import Run
+url, as_of, settings, part = json.loads(sys.stdin.read())
+score_customers._to_table = lambda scored: os.kill(os.getpid(), signal.SIGKILL)
+score_customers.score_shard(Run(url, as_of, "first", load_settings(settings)), **part)
+"""
+
+
+def test_a_part_that_is_killed_is_scored_again_and_the_others_stay(shop):
+    """Oracle: the same parts, nobody killed; the others' files are not written again."""
+    run = run_of(shop, shard_customers=120)
+    parts = list_shards(run)
+    for part in parts:
+        score_shard(run, **part)
+    undisturbed = read_scored(run, [0, 1])
+    files = [run.artifacts.folder / SCORES.format(**part) for part in parts]
+    files[1].unlink()
+    written = [file.stat().st_mtime for file in (files[0], files[2])]
+    order = [run.url, run.as_of, run.settings.model_dump(mode="json"), parts[1]]
+    killed = subprocess.run([sys.executable, "-c", KILLED], input=json.dumps(order), text=True)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(NotFittedError, match=r"scores_1_of_3\.parquet, found nothing"):
+        read_scored(run, [0, 1])
+    score_shard(run, **parts[1])
+    again = read_scored(run, [0, 1])
+    assert [file.stat().st_mtime for file in (files[0], files[2])] == written
+    assert (again.customer_id == undisturbed.customer_id).all()
+    assert (again.margin == undisturbed.margin).all()
+
+
+def test_rates_are_in_the_log_and_in_the_progress_of_a_waiting_command(
+    shop, caplog, tmp_path, monkeypatch
+):
+    events = tmp_path / "events.jsonl"
+    monkeypatch.setenv(EVENTS_FILE, str(events))
+    run = run_of(shop, shard_customers=200)
+    with caplog.at_level("INFO", logger="winback"):
+        customers = score_shard(run, **list_shards(run)[1])
+    assert f"part 2 of 2: {customers} customers scored, " in caplog.text
+    (event,) = map(json.loads, events.read_text().splitlines())
+    assert (event["part"], event["parts"], event["customers"]) == (2, 2, customers)
+    assert event["rate"] > 0
 
 
 def test_a_part_without_customers_changes_nothing(shop, monkeypatch):
