@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from winback.models.errors import DataError, SettingsError, StoreUnavailableError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONNECTION = "winback_warehouse"
+COPY_ROWS = 4_000  # rows per batch on their way to the server, about a megabyte
 OUTPUT_TABLES_MACRO = "dbt_project/macros/output_tables.sql"
 
 
@@ -93,18 +95,47 @@ def write_work(run: "Run", table: str, parts: Iterable["pa.Table"]) -> None:
     The table is analysed afterwards: the checks join it at once, and a planner that thinks it
     empty takes minutes for what takes a second.
     """
-    schema = run.settings.work_schema
     names = {**run.names, "table": _identifier(table)}
-    written, started = 0, time.perf_counter()
+    started = time.perf_counter()
     with _adbc(run.url) as connection, connection.cursor() as cursor:
         cursor.execute(_render("delete from {work}.{table} where as_of = {as_of}", names))
-        for rows in parts:
-            cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema)
-            written += rows.num_rows
+        written = _ingest(cursor, table, parts, run.settings.work_schema)
         cursor.execute(_render("analyze {work}.{table}", names))
         connection.commit()
     rate = written / (time.perf_counter() - started)
     logger.info("%s: %d rows written, %.0f per second", table, written, rate)
+
+
+def _ingest(cursor: Any, table: str, parts: Iterable["pa.Table"], schema: str) -> int:
+    """COPY all parts as one stream; return the number of rows.
+
+    In small batches, so that the server takes one while the next is made: half the time of a COPY
+    per part, and little more than COPY of bytes that are ready.
+    """
+    import pyarrow as pa
+
+    parts = iter(parts)
+    first = next(parts, None)
+    if first is None:
+        return 0
+    failures: list[Exception] = []
+
+    def batches() -> Iterator["pa.RecordBatch"]:
+        try:
+            for part in chain([first], parts):
+                yield from part.to_batches(max_chunksize=COPY_ROWS)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(first.schema, batches())
+    try:
+        rows: int = cursor.adbc_ingest(table, reader, mode="append", db_schema_name=schema)
+    except Exception:
+        if failures:  # the driver tells of its stream only
+            raise failures[0] from None
+        raise
+    return rows
 
 
 def join_rows(
