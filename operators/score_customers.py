@@ -152,14 +152,32 @@ def read_scored(run: Run, offered: list[int]) -> Scored:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    parts = [run.artifacts.read_table(SCORES.format(**part)) for part in list_shards(run)]
-    # a shard without buyers has no text in some columns, and so no type for them
-    table = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
-    table = table.take(pc.sort_indices(table["customer_id"]))
-    columns = {"in_limit": np.zeros((table.num_rows, 0), np.bool_)}
-    columns |= {name: _from_column(table[name]) for name in table.column_names}
-    columns |= {name: columns[name][:, offered] for name in BY_COUPON}
+    files = [run.artifacts.read_bytes(SCORES.format(**part)) for part in list_shards(run)]
+    order = pc.sort_indices(_column(files, "customer_id")).to_numpy()
+    columns = {"in_limit": np.zeros((len(order), 0), np.bool_)}
+    for name in _names(files):  # one by one: all of them at once would be held three times
+        columns[name] = _from_column(_column(files, name))[order]
+        if name in BY_COUPON:
+            columns[name] = columns[name][:, offered]
+        pa.default_memory_pool().release_unused()
     return Scored(**columns)
+
+
+def _names(files: Sequence[bytes]) -> list[str]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    return list(parquet.read_schema(pa.BufferReader(files[0])).names)
+
+
+def _column(files: Sequence[bytes], name: str) -> "pa.ChunkedArray":
+    """A column of all parts, in their order."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parts = [parquet.read_table(pa.BufferReader(file), columns=[name]) for file in files]
+    # a shard without buyers has no text in some columns, and so no type for them
+    return pa.concat_tables(parts, promote_options="permissive").column(0)
 
 
 def _to_table(scored: Scored) -> "pa.Table":
@@ -179,7 +197,7 @@ def _to_table(scored: Scored) -> "pa.Table":
 
 
 def _from_column(column: "pa.ChunkedArray") -> Any:
-    """(n,) or (n, …) values; texts as objects, None where missing."""
+    """(n,) or (n, …) values; texts as objects, None where missing, one object for equal ones."""
     import pyarrow as pa
 
     values = column.combine_chunks()
@@ -188,6 +206,10 @@ def _from_column(column: "pa.ChunkedArray") -> Any:
     if pa.types.is_fixed_size_list(values.type):
         width = values.type.list_size
         return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), width)
+    if pa.types.is_string(values.type):
+        encoded = values.dictionary_encode()
+        words = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+        return words[encoded.indices.fill_null(len(words) - 1).to_numpy()]
     return values.to_numpy(zero_copy_only=False)
 
 
