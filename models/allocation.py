@@ -83,7 +83,7 @@ def solve_budget(value: Floats, cost: Floats, budget: float, eligible: Bools) ->
     kernels.least_cost(value, cost, eligible, cheapest)
     room = budget - kernels.total_of(cost, cheapest)
     upgrades = _hull(value, cost, eligible, cheapest, room)
-    coupon, taken = _take(cheapest, upgrades, cost, budget)
+    coupon, taken = _take(cheapest, upgrades, cost, budget, room)
     price = float(upgrades.rate[taken]) if taken < len(upgrades.rate) else 0.0
     if taken < len(upgrades.rate):
         coupon = _use_leftover(coupon, value, cost, eligible, budget)
@@ -169,9 +169,10 @@ def _by_worth(rate: Floats, extra: Floats, room: float) -> Ints:
     return np.argsort(-rate, kind="stable")
 
 
-def _take(current: Ints, upgrades: _Upgrades, cost: Floats, budget: float) -> tuple[Ints, int]:
-    """The allocation after as many leading upgrades as the budget allows, and their number."""
-    room = budget - kernels.total_of(cost, current)
+def _take(
+    current: Ints, upgrades: _Upgrades, cost: Floats, budget: float, room: float
+) -> tuple[Ints, int]:
+    """The allocation after as many leading upgrades as the room allows, and their number."""
     taken = int(np.searchsorted(np.cumsum(upgrades.extra_cost), room, side="right"))
     while True:
         coupon = current.copy()
@@ -191,7 +192,7 @@ def _use_leftover(
         found = kernels.upgrades_within(value, cost, eligible, coupon, rows, room)
         order = _by_worth(found[2], found[3], room)
         moves = _Upgrades(*(column[order] for column in found))
-        coupon, taken = _take(coupon, moves, cost, budget)
+        coupon, taken = _take(coupon, moves, cost, budget, room)
         if taken == 0:
             break
         rows = found[0]  # only they can still have an upgrade that fits: room shrinks

@@ -217,7 +217,12 @@ def _add_up(  # type: ignore[no-untyped-def]
 ):
     for i in range(profile.size):
         k = profile[i]
-        a, _ = _best(value, cost, eligible, per_money, per_contact, i, k)
+        best, a = -np.inf, -1  # as _best, without the second: a third of the time
+        for b in range(value.shape[1]):
+            if eligible[i, b]:
+                net = value[i, b] - per_money[k, b] * cost[i, b] - per_contact[k, b]
+                if net > best or (net == best and cost[i, b] < cost[i, a]):
+                    best, a = net, b
         total[k] += value[i, a]
         money[k, a] += cost[i, a]
         contacts[k, a] += 1.0

@@ -8,7 +8,6 @@ core, are settled by a small integer program with the room that the others leave
 of Balas & Zemel 1980), so the result is an allocation, not a fraction, and keeps every limit.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
+from winback.models import allocation_kernels as kernels
 from winback.models.allocation import Allocation, Bools, Floats, Ints, checked, pick, solve_budget
 from winback.models.errors import DataError
 from winback.models.limit_prices import (
@@ -69,7 +69,7 @@ def solve_with_limits(
     coupon = _settle(problem, found) if found.is_bounded else None
     if coupon is None:
         raise DataError(_impossible(problem, [BUDGET, *(limit.name for limit in limits)]))
-    primal, spend = math.fsum(pick(value, coupon)), math.fsum(pick(cost, coupon))
+    primal, spend = kernels.total_of(value, coupon), kernels.total_of(cost, coupon)
     dual = max(found.bound, primal)  # never below it but for rounding
     prices = dict(zip((limit.name for limit in limits), found.prices[1:].tolist(), strict=True))
     return Allocation(
@@ -137,7 +137,7 @@ def _possible(problem: LimitedProblem) -> Bools:
 def _settle(problem: LimitedProblem, found: Prices) -> Ints | None:
     """Everybody's best coupon at the prices but in the core; None where no whole one fits."""
     coupon, margin = choose(problem, found.prices)
-    order = np.argsort(margin, kind="stable")
+    order = _leading(margin, CORES[-1])
     for size in CORES:
         core = np.sort(order[:size])
         settled = _settle_core(problem, coupon, core, found.bound)
@@ -147,10 +147,18 @@ def _settle(problem: LimitedProblem, found: Prices) -> Ints | None:
     return None
 
 
+def _leading(values: Floats, most: int) -> Ints:
+    """The first places of a stable sort of values (n,): ``most`` of them, or more where equal."""
+    if most >= len(values):
+        return np.argsort(values, kind="stable")
+    few = np.flatnonzero(values <= np.partition(values, most)[most])
+    return few[np.argsort(values[few], kind="stable")]
+
+
 def _is_close(problem: LimitedProblem, coupon: Ints | None, bound: float) -> bool:
     if coupon is None:
         return False
-    return bound - math.fsum(pick(problem.value, coupon)) <= POOR * abs(bound)
+    return bool(bound - kernels.total_of(problem.value, coupon) <= POOR * abs(bound))
 
 
 def _settle_core(problem: LimitedProblem, coupon: Ints, core: Ints, bound: float) -> Ints | None:
@@ -178,7 +186,7 @@ def _used(problem: LimitedProblem, rows: Ints, coupon: Ints) -> Floats:
     used = np.zeros(len(problem.floor))
     for row, counted in enumerate(problem.coupons):
         counts = problem.member[:, row][profile] & counted[coupon]
-        used[row] = math.fsum(cost[counts]) if problem.in_money[row] else counts.sum()
+        used[row] = kernels.exact_sum(cost[counts]) if problem.in_money[row] else counts.sum()
     return used
 
 

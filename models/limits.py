@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from winback.models.allocation import Bools, Floats, Ints, pick
+from winback.models.allocation_kernels import exact_sum
 from winback.models.errors import DataError, first_rows
 
 BUDGET = "budget"  # the name that a limit may not have
@@ -46,7 +47,7 @@ class Limit:
 
     def used(self, coupon: Ints, cost: Floats) -> float:
         """What an allocation (n,) uses of this limit, exactly summed."""
-        return math.fsum(pick(self.weight(cost), coupon))
+        return float(exact_sum(pick(self.weight(cost), coupon)))
 
 
 def charged_value(

@@ -24,7 +24,14 @@ from winback.models.response import (
     respond,
     sigmoid,
 )
-from winback.models.response_fit import RECENT_PERIODS, beliefs, fit_response, set_level
+from winback.models.response_fit import (
+    BLOCK,
+    RECENT_PERIODS,
+    beliefs,
+    beliefs_now,
+    fit_response,
+    set_level,
+)
 from winback.models.situations import COUPONS, RECENCIES, SITUATIONS, Panel
 from winback.models.world import CONTACT_COST, FACE_VALUES, WorldConfig, make_world
 from winback.models.world_log import record_history
@@ -237,6 +244,19 @@ def test_beliefs_never_look_ahead(known):
     after = beliefs(model, changed)
     assert (after[row <= cut] == before[row <= cut]).all()
     assert np.abs(after - before)[row > cut].mean() > 0.1
+
+
+def test_beliefs_at_hand_are_the_last_of_all_and_customers_do_not_mix(known):
+    """Oracle: each customer's history by itself; blocks of customers end anywhere."""
+    panel, _ = known
+    model = two_classes()
+    assert panel.customers > BLOCK
+    every, last = beliefs(model, panel), panel.first[1:] - 1
+    assert (beliefs_now(model, panel) == every[last]).all()
+    for customer in (0, BLOCK - 1, BLOCK, panel.customers - 1):
+        alone = beliefs(model, panel.take(np.array([customer])))
+        rows = slice(panel.first[customer], panel.first[customer + 1])
+        assert alone == pytest.approx(every[rows], rel=1e-12)
 
 
 def test_own_decisions_say_nothing_of_the_customer(known):
