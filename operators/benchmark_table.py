@@ -43,7 +43,7 @@ RIVAL_CODE = (
     *("operators/world_source.py", "operators/sample.py"),  # their tables
     *("operators/benchmark_product.py", "operators/dbt_build.py", *DBT_CODE),  # their features
     *("operators/benchmark_peers.py", "operators/snapshots.py", "operators/warehouse.py"),
-    *("models/peers*.py", "models/allocation.py", "operators/benchmark.py"),  # their decisions
+    *("models/peers*.py", "models/allocation*.py", "operators/benchmark.py"),  # their decisions
     *("models/survival*.py", "models/histories.py", "models/logistic.py"),  # the reference system
     "models/calibration.py",  # the slopes
 )
