@@ -66,11 +66,14 @@ def allocate(run: Run) -> dict[str, Any]:
     spendable = float(plan["spendable"])
     scored = read_scored(run, offered)
     limits = _limits(settings, scored, catalogue)
+    # given away, so that decide() may let go of the tables: there is one row per customer
+    outlook = [_outlook(scored, catalogue, settings, is_proven=plan["lift"]["is_proven"])]
+    scored = replace(scored, margin=None, future=None, doubt=None)
     decisions = decide(
         Customers(
             scored.customer_id, scored.can_contact, scored.has_purchased, scored.recent_contact
         ),
-        _outlook(scored, catalogue, settings, is_proven=plan["lift"]["is_proven"]),
+        outlook.pop(),
         _experiment(settings),
         budget.amount * spendable,
         date.fromisoformat(run.as_of),
@@ -221,10 +224,12 @@ def _recommendations(
 ) -> "pa.Table":
     import pyarrow as pa
 
+    from winback.models.decision import decision_ids
+
     coupon, other = decisions.coupon[rows], decisions.next_best
     texts = {
         "customer_id": scored.customer_id[rows],
-        "decision_id": decisions.decision_id[rows],
+        "decision_id": decision_ids(constant["as_of"].as_py(), scored.customer_id[rows]),
         "coupon_id": [catalogue.coupon_ids[index] for index in coupon],
         "channel": [catalogue.channels[index] for index in coupon],
         "treatment_group": decisions.treatment_group[rows],

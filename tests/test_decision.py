@@ -90,7 +90,7 @@ def test_rules_of_the_contract(budget, supported):
     no_reason = d.suppression_reason == None  # noqa: E711
     assert (no_reason == (given | d.is_exploration)).all()
     assert d.is_cold_start == (supported == 0)
-    assert len(set(d.decision_id)) == len(given)
+    assert len(set(decision_ids(MONDAY, customers.customer_id))) == len(given)
 
 
 def test_money_columns_are_the_formulas_of_the_contract():
