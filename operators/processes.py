@@ -18,6 +18,7 @@ from winback.models.errors import StoreUnavailableError
 
 HOST = "127.0.0.1"  # never reachable from another machine
 STOP_SECONDS = 30  # per signal; a fast shutdown takes well under a second
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # NVIDIA's, AMD's
 Identity = tuple[int, float]  # process id and its start time: the number alone is used again
 
 
@@ -118,7 +119,7 @@ def limit_memory(gigabytes: float | None) -> None:
     What counts is what was asked for, about 1 GB more than what is used: Arrow reserves ahead.
     Linux only; not beside a GPU, whose driver maps far more than there is.
     """
-    if sys.platform != "linux" or Path("/dev/nvidiactl").exists():
+    if sys.platform != "linux" or any(Path(driver).exists() for driver in GPU_DRIVERS):
         return
     import resource
 
