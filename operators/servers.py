@@ -65,8 +65,11 @@ POSTGRES_SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",  # socket paths have a length limit that data folders exceed
     "jit": "off",  # costs more than it saves on queries of a few seconds
-    "max_parallel_workers_per_gather": "0",  # dbt's threads use the cores already; workers need
-    # /dev/shm, which containers keep at 64 MB
+    # The long queries come one after the other: each may use both cores. What its processes share
+    # lies in the server's own memory, and beyond that in files: containers keep /dev/shm at 64 MB.
+    "max_parallel_workers_per_gather": "1",
+    "min_dynamic_shared_memory": "256MB",
+    "dynamic_shared_memory_type": "mmap",
     "shared_buffers": "256MB",
     "work_mem": "32MB",
     "maintenance_work_mem": "128MB",

@@ -104,16 +104,41 @@ where
 {% if is_incremental() %}delete from {{ this }} where as_of = {{ as_of_date() }}{% endif %}
 {%- endmacro %}
 
-{# Pre-hook of both: remove every row after the last date that is kept. #}
-{% macro delete_snapshots_to_build() -%}
-{% if is_incremental() %}
-delete from {{ this }}
-where snapshot_date > (
-    select coalesce(max(snapshot_date), cast('-infinity' as date))
-    from {{ ref("int_snapshot_dates") }}
-    where not needs_build
+{#
+  Incremental strategy of both: the dates that are not kept leave the table, once the new rows are
+  made (from those of windows that close, too), and before they come in.
+#}
+{% macro get_incremental_snapshot_dates_sql(arguments) -%}
+{% set table = arguments["target_relation"] %}
+{% set dates %}
+-- one date after the other by the index: a list of all rows' dates would read all rows
+with recursive written as (
+    select min(first_rows.snapshot_date) as snapshot_date
+    from {{ table }} as first_rows
+    union all
+    select (
+        select min(later_rows.snapshot_date)
+        from {{ table }} as later_rows
+        where later_rows.snapshot_date > written.snapshot_date
+    )
+    from written
+    where written.snapshot_date is not null
 )
+
+select
+    cast(written.snapshot_date as text) as snapshot_date,
+    kept.snapshot_date is not null as is_kept
+from written
+left join {{ ref("int_snapshot_dates") }} as kept
+    on written.snapshot_date = kept.snapshot_date and not kept.needs_build
+where written.snapshot_date is not null
+{% endset %}
+{% set found = run_query(dates).rows %}
+{% set removed = found | rejectattr("is_kept") | map(attribute="snapshot_date") | list %}
+{% if removed | length == found | length %}truncate {{ table }};{% else %}
+delete from {{ table }} where {{ is_one_of("snapshot_date", removed) }};
 {% endif %}
+{{ get_incremental_append_sql(arguments) }}
 {%- endmacro %}
 
 {# Pre-hook of forecast_vs_actual: remove decisions replaced, reopened or changed since. #}

@@ -29,6 +29,7 @@ snapshot_dates as (
     select
         snapshot_date,
         (snapshot_date - date '1970-01-05') % {{ var('decision_days') }} = 0 as is_on_grid,
+        snapshot_date + {{ var('decision_days') }} as window_end,
         snapshot_date + {{ var('decision_days') }} <= {{ as_of_date() }} as is_closed
     from dates
 
@@ -45,20 +46,17 @@ days_by_model as (
 
 ),
 
--- A day that differs from the last build changes the windows that hold it and all later features;
--- the dates around either as_of changed because windows closed, opened or appeared.
-rebuild_by_model as (
+-- What each table has: its last as_of, and the first day that changed since.
+states as (
 
     select
-        case
-            when count(built.event_day) = 0 then cast('-infinity' as date)
-            else least(
-                min(coalesce(current_days.event_day, built.event_day))
-                filter (where current_days.checksum is distinct from built.checksum),
-                max(built.as_of),
-                {{ as_of_date() }}
-            ) - {{ var('decision_days') }}
-        end as rebuild_after
+        coalesce(current_days.model_name, built.model_name) as model_name,
+        max(built.as_of) as built_as_of,
+        coalesce(
+            min(coalesce(current_days.event_day, built.event_day))
+            filter (where current_days.checksum is distinct from built.checksum),
+            cast('infinity' as date)
+        ) as changed_on
     from days_by_model as current_days
     full join built
         on
@@ -68,11 +66,32 @@ rebuild_by_model as (
 
 ),
 
--- of both, as a build may have failed between them
-rebuild as (
+-- A table has a date if it had it then, and nothing that its rows are made of has changed.
+dates_by_model as (
 
-    select coalesce(min(rebuild_after), cast('-infinity' as date)) as rebuild_after
-    from rebuild_by_model
+    select
+        states.model_name,
+        snapshot_dates.snapshot_date,
+        snapshot_dates.is_closed = (snapshot_dates.window_end <= states.built_as_of)
+        and (not snapshot_dates.is_closed or snapshot_dates.window_end <= states.changed_on)
+            as has_outcomes
+    from snapshot_dates
+    inner join states
+        on
+            snapshot_dates.snapshot_date <= states.built_as_of
+            and snapshot_dates.snapshot_date <= states.changed_on
+    where snapshot_dates.is_on_grid and snapshot_dates.snapshot_date < {{ as_of_date() }}
+
+),
+
+dates_built as (
+
+    select
+        snapshot_date,
+        bool_or(model_name = 'customer_snapshots') as has_features,
+        count(*) filter (where has_outcomes) = 2 as is_kept
+    from dates_by_model
+    group by snapshot_date
 
 ),
 
@@ -100,7 +119,8 @@ select
     {{ as_of_date() }} as as_of,
     snapshot_dates.is_on_grid,
     snapshot_dates.is_closed,
-    snapshot_dates.snapshot_date > rebuild.rebuild_after as needs_build,
+    not coalesce(dates_built.is_kept, false) as needs_build,
+    coalesce(dates_built.has_features, false) as has_features,
     cast(
         case
             when budgets.amount is null then null
@@ -109,6 +129,6 @@ select
         end as double precision
     ) as remaining_budget_pct
 from snapshot_dates
-cross join rebuild
+left join dates_built on snapshot_dates.snapshot_date = dates_built.snapshot_date
 left join budgets on snapshot_dates.snapshot_date = budgets.snapshot_date
 where snapshot_dates.is_on_grid or snapshot_dates.snapshot_date = {{ as_of_date() }}

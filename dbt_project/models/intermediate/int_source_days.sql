@@ -28,10 +28,11 @@ number_days as (
 
 ),
 
+-- like an event, a budget shows in the snapshots of the day after
 budget_days as (
 
     select
-        period_start as event_day,
+        period_start - 1 as event_day,
         sum(hash_record_extended(row(period_end, amount), 0)) as checksum
     from {{ ref('stg_winback__budgets') }}
     group by period_start

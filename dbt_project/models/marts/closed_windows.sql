@@ -1,8 +1,7 @@
 {{ config(
     materialized='incremental',
-    incremental_strategy='append',
+    incremental_strategy='snapshot_dates',
     on_schema_change='append_new_columns',
-    pre_hook='{{ delete_snapshots_to_build() }}',
     post_hook="{{ remember_days(ref('int_source_days')) }}",
     indexes=[{'columns': ['snapshot_date', 'customer_id'], 'unique': true}]
 ) }}

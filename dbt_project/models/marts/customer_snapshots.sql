@@ -1,8 +1,7 @@
 {{ config(
     materialized='incremental',
-    incremental_strategy='append',
+    incremental_strategy='snapshot_dates',
     on_schema_change='append_new_columns',
-    pre_hook='{{ delete_snapshots_to_build() }}',
     post_hook="{{ remember_days(ref('int_source_days')) }}",
     indexes=[
         {'columns': ['snapshot_date', 'customer_id'], 'unique': true},
@@ -104,26 +103,80 @@ snapshots as (
             where coupon_id is not null
             order by customer_id, event_day
 
+        ),
+
+        computed as (
+
+            select
+                so_far.customer_id,
+                so_far.purchase_days - 1 as frequency,
+                so_far.last_purchase_on - so_far.first_purchase_on as recency_days,
+                dates.snapshot_date - so_far.first_purchase_on as age_days,
+                dates.snapshot_date - so_far.last_purchase_on as days_since_last_purchase,
+                cast(coalesce(recent_month.purchases, 0) as integer) as purchases_last_30d,
+                cast(so_far.purchase_revenue / so_far.purchases as double precision)
+                    as avg_order_value,
+                categories.category,
+                so_far.category_id,
+                cast(coalesce(recent_month.coupons, 0) as integer) as coupons_last_30d,
+                cast(coalesce(recent_quarter.revenue, 0) as double precision) as revenue_last_90d,
+                cast(so_far.margin / so_far.purchase_days as double precision) as monetary_value,
+                so_far.coupons_received,
+                so_far.coupons_redeemed,
+                coalesce(recent_month.category_sequence, array_fill(0, array[30]))
+                    as category_sequence
+            -- the totals that hold at the date: those after the last event before it
+            from {{ ref('int_customer_totals') }} as so_far
+            inner join {{ ref('categories') }} as categories
+                on so_far.category_id = categories.category_id
+            left join recent_quarter on so_far.customer_id = recent_quarter.customer_id
+            left join recent_month on so_far.customer_id = recent_month.customer_id
+            where
+                so_far.event_day < dates.snapshot_date
+                and so_far.next_event_day >= dates.snapshot_date
+                and so_far.purchase_days > 0
+                {% if is_incremental() %}and not dates.has_features{% endif %}
+
+        ),
+
+        {% if is_incremental() -%}
+        -- of windows that close, where only what came of them is new
+        kept as (
+
+            select
+                built.customer_id,
+                built.frequency,
+                built.recency_days,
+                built.age_days,
+                built.days_since_last_purchase,
+                built.purchases_last_30d,
+                built.avg_order_value,
+                built.category,
+                built.category_id,
+                built.coupons_last_30d,
+                built.revenue_last_90d,
+                built.monetary_value,
+                built.coupons_received,
+                built.coupons_redeemed,
+                built.category_sequence
+            from {{ this }} as built
+            where built.snapshot_date = dates.snapshot_date and dates.has_features
+
+        ),
+        {%- endif %}
+
+        features as (
+
+            select * from computed
+            {% if is_incremental() %}
+            union all
+            select * from kept
+            {% endif %}
+
         )
 
         select
-            so_far.customer_id,
-            so_far.purchase_days,
-            so_far.first_purchase_on,
-            so_far.last_purchase_on,
-            so_far.purchases,
-            so_far.purchase_revenue,
-            so_far.margin,
-            so_far.category_id,
-            so_far.coupons_received,
-            so_far.coupons_redeemed,
-
-            coalesce(recent_month.purchases, 0) as purchases_last_30d,
-            coalesce(recent_month.coupons, 0) as coupons_last_30d,
-            coalesce(recent_quarter.revenue, 0) as revenue_last_90d,
-            coalesce(recent_month.category_sequence, array_fill(0, array[30]))
-                as category_sequence,
-
+            features.*,
             -- outcomes are known once the window is over
             case when dates.is_closed then coalesce(first_offers.coupon_id, 'none') end
                 as coupon_id,
@@ -133,53 +186,43 @@ snapshots as (
             case when dates.is_closed then coalesce(outcomes.margin, 0) end as order_profit,
             case when dates.is_closed then coalesce(outcomes.coupon_cost, 0) end as coupon_cost,
             case when dates.is_closed then coalesce(outcomes.contact_cost, 0) end as contact_cost
-        -- the totals that hold at the date: those after the last event before it
-        from {{ ref('int_customer_totals') }} as so_far
-        left join recent_quarter on so_far.customer_id = recent_quarter.customer_id
-        left join recent_month on so_far.customer_id = recent_month.customer_id
-        left join outcomes on so_far.customer_id = outcomes.customer_id
-        left join first_offers on so_far.customer_id = first_offers.customer_id
-        where
-            so_far.event_day < dates.snapshot_date
-            and so_far.next_event_day >= dates.snapshot_date
-            and so_far.purchase_days > 0
+        from features
+        left join outcomes on features.customer_id = outcomes.customer_id
+        left join first_offers on features.customer_id = first_offers.customer_id
 
     ) as customers
 
 )
 
 select
-    snapshots.as_of,
+    as_of,
     cast('{{ var("run_id") }}' as text) as run_id,
-    snapshots.snapshot_date,
-    snapshots.customer_id,
-    snapshots.is_on_grid,
+    snapshot_date,
+    customer_id,
+    is_on_grid,
 
-    cast(snapshots.purchase_days - 1 as integer) as frequency,
-    snapshots.last_purchase_on - snapshots.first_purchase_on as recency_days,
-    snapshots.snapshot_date - snapshots.first_purchase_on as age_days,
-    snapshots.snapshot_date - snapshots.last_purchase_on as days_since_last_purchase,
-    cast(snapshots.purchases_last_30d as integer) as purchases_last_30d,
-    cast(snapshots.purchase_revenue / snapshots.purchases as double precision) as avg_order_value,
-    snapshots.remaining_budget_pct,
-    categories.category,
-    snapshots.category_id,
-    cast(snapshots.coupons_last_30d as integer) as coupons_last_30d,
-    cast(snapshots.revenue_last_90d as double precision) as revenue_last_90d,
-    cast(snapshots.margin / snapshots.purchase_days as double precision) as monetary_value,
-    cast(snapshots.coupons_received as integer) as coupons_received,
-    cast(snapshots.coupons_redeemed as integer) as coupons_redeemed,
-    snapshots.category_sequence,
+    frequency,
+    recency_days,
+    age_days,
+    days_since_last_purchase,
+    purchases_last_30d,
+    avg_order_value,
+    remaining_budget_pct,
+    category,
+    category_id,
+    coupons_last_30d,
+    revenue_last_90d,
+    monetary_value,
+    coupons_received,
+    coupons_redeemed,
+    category_sequence,
 
-    snapshots.coupon_id,
-    cast(snapshots.propensity as double precision) as propensity,
-    snapshots.is_own,
-    snapshots.order_placed,
-    cast(snapshots.order_profit as double precision) as order_profit,
-    cast(snapshots.coupon_cost as double precision) as coupon_cost,
-    cast(snapshots.contact_cost as double precision) as contact_cost,
-    cast(
-        snapshots.order_profit - snapshots.coupon_cost - snapshots.contact_cost as double precision
-    ) as reward
+    coupon_id,
+    cast(propensity as double precision) as propensity,
+    is_own,
+    order_placed,
+    cast(order_profit as double precision) as order_profit,
+    cast(coupon_cost as double precision) as coupon_cost,
+    cast(contact_cost as double precision) as contact_cost,
+    cast(order_profit - coupon_cost - contact_cost as double precision) as reward
 from snapshots
-inner join {{ ref('categories') }} as categories on snapshots.category_id = categories.category_id
