@@ -33,6 +33,7 @@ from winback.models.situations import (
 UNKNOWN_STATE = -1  # not observed yet: the reward counts, the next state does not
 TERMINAL = -2  # the process ends here: nothing follows
 MAX_SWEEPS = 100_000  # γ = .9999 needs about this many; more means a wrong γ
+LANES = 4  # coupons that a sweep takes at a time
 PLACES = RECENCIES * PURCHASES  # situations but for the coupons of late
 
 
@@ -162,9 +163,13 @@ def value_iteration(
     if q.size == 0:
         return q, 0.0, 0
     payoff, kernel = model.payoff(price), model.kernel
+    chances, following, begins = _side_by_side(
+        kernel.data, kernel.indices, kernel.indptr, *model.shape
+    )
+    value, expected = model.value(q), np.zeros((len(chances), len(q), LANES))
     for sweep in range(1, MAX_SWEEPS + 1):
         change, size = _sweep(
-            payoff, model.allowed, kernel.data, kernel.indices, kernel.indptr, gamma, q
+            payoff, model.allowed, chances, following, begins, gamma, q, value, expected
         )
         residual = change / max(1.0, size)
         if residual <= tolerance * (1 - gamma):
@@ -172,29 +177,69 @@ def value_iteration(
     raise SettingsError(f"planner: residual {residual:.2g} after {sweep} sweeps: lower gamma")
 
 
-@njit(cache=False, nogil=True)
-def _sweep(payoff, allowed, chances, following, begins, gamma, q):  # type: ignore[no-untyped-def]
-    """Put TQ in place of Q (S, A); return max|TQ − Q| and max|TQ|.
+@njit(cache=False)
+def _side_by_side(data, indices, indptr, states, coupons):  # type: ignore[no-untyped-def]
+    """A kernel (CSR) with the chances of a state's coupons beside each other.
 
-    :meth:`CustomerModel.backup` in one pass over the kernel (a CSR matrix): nothing but the kernel
-    comes from beyond the nearest cache.
+    Coupons lead to the same few states, so the value of a next state is fetched once for all.
+
+    Returns:
+        (groups of four coupons, n, 4) chances, 0 where a coupon does not lead there; (n,) next
+        states; (S + 1,) where a state's begin.
     """
-    states, coupons = q.shape
-    value = np.full(states, -np.inf)
+    chances = np.zeros((1 + (coupons - 1) // LANES, indices.size, LANES))
+    following = np.empty(indices.size, np.uint32)  # unsigned: no test for numbers below 0
+    begins = np.zeros(states + 1, np.int64)
+    place = np.full(states, -1)  # where a next state is in `following`; older if before `begins`
+    n = 0
     for s in range(states):
+        begins[s] = n
         for a in range(coupons):
-            if allowed[s, a] and q[s, a] > value[s]:
-                value[s] = q[s, a]
+            for j in range(indptr[s * coupons + a], indptr[s * coupons + a + 1]):
+                if place[indices[j]] < begins[s]:
+                    place[indices[j]] = n
+                    following[n] = indices[j]
+                    n += 1
+                chances[a // LANES, place[indices[j]], a % LANES] += data[j]
+    begins[states] = n
+    return chances[:, :n].copy(), following[:n].copy(), begins
+
+
+@njit(cache=False, nogil=True, fastmath={"contract"})  # a product and its sum are one instruction
+def _expect(chances, following, begins, value, expected):  # type: ignore[no-untyped-def]
+    """Σ P(s'|s, a) V(s') of four coupons into ``expected`` (S, 4): their sums run side by side."""
+    for s in range(begins.size - 1):
+        to, rows = following[begins[s] : begins[s + 1]], chances[begins[s] : begins[s + 1]]
+        e0 = e1 = e2 = e3 = 0.0
+        for j in range(to.size):
+            v = value[to[j]]
+            e0 += rows[j, 0] * v
+            e1 += rows[j, 1] * v
+            e2 += rows[j, 2] * v
+            e3 += rows[j, 3] * v
+        expected[s, 0], expected[s, 1], expected[s, 2], expected[s, 3] = e0, e1, e2, e3
+
+
+@njit(cache=False, nogil=True)
+def _sweep(payoff, allowed, chances, following, begins, gamma, q, value, expected):  # type: ignore[no-untyped-def]
+    """Put TQ in place of Q (S, A), its values in place of V (S,); return max|TQ − Q|, max|TQ|.
+
+    :meth:`CustomerModel.backup` on what :func:`_side_by_side` made of the kernel; ``expected``,
+    (groups, S, 4), is room for it.
+    """
+    for group in range(chances.shape[0]):
+        _expect(chances[group], following, begins, value, expected[group])
     change, size = 0.0, 0.0
-    for s in range(states):
-        for a in range(coupons):
-            expected = 0.0
-            for j in range(begins[s * coupons + a], begins[s * coupons + a + 1]):
-                expected += chances[j] * value[following[j]]
-            updated = payoff[s, a] + gamma * expected
+    for s in range(q.shape[0]):
+        best = -np.inf
+        for a in range(q.shape[1]):
+            updated = payoff[s, a] + gamma * expected[a // LANES, s, a % LANES]
             change = max(change, abs(updated - q[s, a]))
             size = max(size, abs(updated))
             q[s, a] = updated
+            if allowed[s, a] and updated > best:
+                best = updated
+        value[s] = best
     return change, size
 
 

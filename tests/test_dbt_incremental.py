@@ -79,7 +79,7 @@ def change(url: str, *statements: str) -> None:
 
 
 def test_day_by_day_equals_all_at_once(warehouse: str) -> None:
-    # the day itself, windows that closed since the build before, and grid dates that it did not have
+    # the day itself, windows that closed since the build before, grid dates that it did not have
     written = {1: (1,), 2: (2,), 7: (0, 7), 8: (8,), 17: (7, 14, 17)}
     days = [MONDAY + timedelta(n) for n in (0, *written)]
     assert build(warehouse, "shop", days[0]).success

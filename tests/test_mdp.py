@@ -225,6 +225,25 @@ def test_value_iteration_equals_policy_iteration(model, price, gamma):
     assert np.abs(again - exact).max() <= 1e-6 * max(1, np.abs(exact).max())
 
 
+@pytest.mark.parametrize("coupons", [1, 3, 4, 5, 9])
+def test_any_number_of_coupons_equals_policy_iteration(coupons):
+    """A sweep takes four at a time; next states repeat among coupons, and some lead nowhere."""
+    random = np.random.default_rng(coupons)
+    states = 30
+    chances = random.random((states * coupons, states)) * (random.random(states) < 0.3)
+    chances[random.random(len(chances)) < 0.2] = 0.0
+    chances /= np.maximum(chances.sum(axis=1, keepdims=True), 1.0)
+    allowed = random.random((states, coupons)) < 0.7
+    allowed[:, 0] = True
+    shape = (states, coupons)
+    model = CustomerModel(
+        random.normal(5, 3, shape), random.random(shape), sparse.csr_matrix(chances), allowed
+    )
+    exact = policy_iteration(model, 0.9, 1.5)
+    q, _, _ = value_iteration(model, 0.9, price=1.5)
+    assert np.abs(q - exact).max() <= 1e-6 * max(1, np.abs(exact).max())
+
+
 def test_fatigue_is_foreseen_as_solved_by_hand():
     """Two states; an offer earns 3 and tires for the next period, which earns 5 less."""
     kernel = sparse.csr_matrix(np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]]))
