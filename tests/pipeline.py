@@ -4,6 +4,7 @@ Copies of one finished run come from a template database, so that a test may des
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,19 +158,21 @@ class Shop:
 
 @contextmanager
 def copy_of(template: str, servers: Endpoints) -> Iterator[Shop]:
-    """A database of one's own, made from a template, an empty Redis, and connections to both."""
+    """A database and artifacts of one's own, as a template has them, an empty Redis, connections."""
     name = f"shop_{next(_numbers)}"
     _create_database(servers, name, template)
+    artifacts = _copy_artifacts(template, name)
     redis.from_url(servers.redis_url).flushall()
     shop = Shop(
         url=database_url(servers.postgres_url, name),
         redis_url=servers.redis_url,
-        artifacts=Path(ARTIFACTS.name),
+        artifacts=artifacts,
         as_of=sample_small.last_day().isoformat(),
     )
     with patch.dict(os.environ, shop.connections()):
         yield shop
     _drop_database(servers, name)
+    shutil.rmtree(artifacts)
 
 
 @cache
@@ -191,7 +194,17 @@ def checked_template(servers: Endpoints) -> str:
     with copy_of(sample_template(servers), servers) as shop:
         shop.daily_run().go(until=LAST_BEFORE_PUBLISH)
         _create_database(servers, name, shop.database)
+        _copy_artifacts(shop.database, name)
     return name
+
+
+def _copy_artifacts(template: str, name: str) -> Path:
+    """The folder of a database's artifacts, filled with those of a template, if it has any."""
+    folder, origin = Path(ARTIFACTS.name) / name, Path(ARTIFACTS.name) / template
+    folder.mkdir()
+    if origin.exists():
+        shutil.copytree(origin, folder, dirs_exist_ok=True)
+    return folder
 
 
 def _create_database(servers: Endpoints, name: str, template: str) -> None:

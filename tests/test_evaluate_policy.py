@@ -49,7 +49,6 @@ def shop(servers) -> Iterator[Shop]:
         shutil.copytree(folder, folder.with_name("second"), dirs_exist_ok=True)
         (folder.with_name("second") / REPORT).unlink(missing_ok=True)
         yield shop
-        shutil.rmtree(folder.with_name("second"))
 
 
 def artifacts(shop: Shop, run_id: str) -> Artifacts:
