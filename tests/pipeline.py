@@ -158,7 +158,7 @@ class Shop:
 
 @contextmanager
 def copy_of(template: str, servers: Endpoints) -> Iterator[Shop]:
-    """A database and artifacts of one's own, as a template has them, an empty Redis, connections."""
+    """A database and artifacts of one's own from a template, an empty Redis, and connections."""
     name = f"shop_{next(_numbers)}"
     _create_database(servers, name, template)
     artifacts = _copy_artifacts(template, name)
