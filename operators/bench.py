@@ -79,39 +79,42 @@ def run_bench(options: BenchOptions, data_dir: Path, console: Console) -> int:
     steps = choose_steps(options.steps)
     if min(options.sizes, default=1) < 1 or options.repeats < 1 or options.weeks < 2:
         raise SettingsError("bench: expected sizes and repeats of at least 1, at least 2 weeks")
-    started = datetime.now(timezone.utc)
     failures: dict[str, str] = {}
     measured: list[Measurement] = []
     compared: list[Comparison] = []
+    written: list[Path] = []
     with _place(steps, options, data_dir) as place:
         limits = measure_limits(place)
         print_limits(console, limits)
+        report = BenchReport(
+            date=datetime.now(timezone.utc),
+            command=options.command,
+            machine=machine(),
+            versions=versions(),
+            limits=limits,
+            measured=measured,
+            compared=compared,
+            failures=failures,
+        )
         for step in steps:
             try:
                 for size in _sizes(step, options):
                     with console.status(f"{step.title}: {size:,} {step.unit}"):
                         sides = measure(step, size, place, options.repeats)
-                    measured += sides
                     compared += compare(step, sides, limits)
+                    measured += sides
+                    if options.output is not None:  # now: hours of measuring may follow
+                        written = write_bench(report, options.output)
                     took = sum(sum(side.seconds) for side in sides)
                     _say(console, f"{step.name}: {size:,} {step.unit} measured in {took:,.0f} s")
             except BenchError as error:
                 failures[step.name] = str(error)
                 _say(console, f"{step.name} failed: {error}")
     print_table(console, compared)
-    report = BenchReport(
-        date=started,
-        command=options.command,
-        machine=machine(),
-        versions=versions(),
-        limits=limits,
-        measured=measured,
-        compared=compared,
-        failures=failures,
-    )
-    if options.output is not None:
-        for path in write_bench(report, options.output):
-            console.print(f"written: {path}", highlight=False)
+    if options.output is not None and failures:
+        written = write_bench(report, options.output)
+    for path in written:
+        console.print(f"written: {path}", highlight=False)
     return 1 if failures else 0
 
 

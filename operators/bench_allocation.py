@@ -14,6 +14,7 @@ CATEGORIES = 10  # a limit each
 TIGHT = 0.4  # budget as a share of what everybody's best coupon would cost
 CEILING, FLOOR = 0.8, 1.2  # of what a category spends when the budget is the only limit
 GAP = 1e-6  # relative, what counts as solved
+PEERS_LARGEST = 1_000_000  # customers: minutes there, hours at ten times as many
 SOLVERS = 2e-4  # relative difference of bounds that solvers of their own tolerance may show
 
 Problem = tuple[Any, Any, float, Any]  # value, cost, budget, eligible
@@ -68,13 +69,10 @@ def _winback(size: int, place: Place, *, limited: bool) -> Callable[[], Done]:
             (limit.used(found.coupon, given[1]), limit.floor, limit.ceiling) for limit in limits
         ]
         kept = all(floor <= use <= ceiling for use, floor, ceiling in used)
-        return Done(
-            {
-                "bound": found.dual_value,
-                "gap": found.duality_gap / abs(found.dual_value),
-                "within": kept and found.expected_spend <= given[2],
-            }
-        )
+        if not kept or found.expected_spend > given[2]:
+            raise BenchError("an allocation exceeds its budget or a limit")
+        gap = found.duality_gap / abs(found.dual_value)
+        return Done({"bound": found.dual_value, "gap": gap}, notes={"gap": gap})
 
     return run
 
@@ -90,8 +88,6 @@ def _peer(
 def _same_bound(ours: Answer, theirs: Answer, gap: float) -> str:
     """The linear program's optimum is our certificate's bound; ours is integral besides."""
     words = close("bound", ours["bound"], theirs["bound"], SOLVERS)
-    if not ours["within"]:
-        raise BenchError("an allocation exceeds its budget or a limit")
     return f"{words}, gap {ours['gap']:.1g}" + ("" if ours["gap"] <= gap else " (too wide)")
 
 
@@ -100,7 +96,7 @@ def _step(name: str, title: str, limited: bool) -> Step:
         name=name,
         title=title,
         unit="customers",
-        sizes=(10_000, 100_000, 1_000_000),
+        sizes=(10_000, 100_000, 1_000_000, 10_000_000),
         quick=(1_000, 4_000),
         sides={
             "winback": partial(_winback, limited=limited),
@@ -108,6 +104,7 @@ def _step(name: str, title: str, limited: bool) -> Step:
             "OR-tools PDLP": partial(_peer, limited=limited, solve=solve_by_pdlp),
         },
         agree=partial(_same_bound, gap=GAP),
+        largest=dict.fromkeys(("HiGHS, interior point", "OR-tools PDLP"), PEERS_LARGEST),
     )
 
 

@@ -34,6 +34,13 @@ def _first_run(size: int, place: Place) -> Callable[[], Done]:
     return run
 
 
+def _reference(size: int, place: Place) -> Callable[[], Done]:
+    from winback.operators.bench_reference_day import reference_day
+
+    ready_warehouse(size, place)
+    return reference_day(size, place)
+
+
 def daily_run(place: Place, as_of: date) -> Done:
     """One ``winback_daily`` as ``winback run`` starts it; seconds and memory by task.
 
@@ -71,7 +78,7 @@ def daily_run(place: Place, as_of: date) -> Done:
         raise BenchError(f"the daily run for {as_of} failed: {failure}; see {log}")
     total = time.perf_counter() - started
     notes = {"seconds": seconds, "peak MB": {name: round(mb) for name, mb in memory.peaks.items()}}
-    return Done({"as_of": str(as_of)}, seconds=total, peak_mb=memory.largest, notes=notes)
+    return Done({"said": f"published {as_of}"}, seconds=total, peak_mb=memory.largest, notes=notes)
 
 
 class _Memory:
@@ -112,7 +119,7 @@ def _memory_watched(pid: int) -> Iterator[_Memory]:
 
 
 def _both_done(ours: Answer, theirs: Answer) -> str:
-    return f"published {theirs['as_of']} and {ours['as_of']}"
+    return f"{theirs['said']}, {ours['said']}"
 
 
 DAILY_STEPS = (
@@ -121,7 +128,11 @@ DAILY_STEPS = (
         title="the whole winback_daily, one day more",
         unit="customers",
         **SIZES,
-        sides={"winback": _daily, "first build": _first_run},
+        sides={
+            "winback": _daily,
+            "reference's stages, scaled": _reference,
+            "first build": _first_run,
+        },
         agree=_both_done,
         needs_servers=True,
     ),

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from statistics import median
+from math import log
+from statistics import linear_regression, median
 from typing import Any, TypeAlias
 
 from winback.models.errors import WinbackError
@@ -160,6 +161,11 @@ def _measurement(step: Step, side: str, size: int, runs: Sequence[Any]) -> Measu
         answer=last["answer"],
         notes=last["notes"],
     )
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Slope of log seconds over log size, by least squares."""
+    return linear_regression([log(size) for size in sizes], [log(s) for s in seconds]).slope
 
 
 @contextmanager

@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 
 from winback.operators.bench_measure import Answer, BenchError, Done, Place, Step
-from winback.operators.bench_peers import reference_learning
 
 FACES = np.array([0.0, 4.0, 8.0, 14.0])
 CONTACT = np.array([0.0, 0.05, 0.05, 0.05])
 CLASSES = 19  # as many as a fit joins at most
 PERIODS = 25  # decisions per customer: half a year of weeks
 GAMMA, RESIDUAL = 0.95, 1e-6
-PEER_STEPS = 1_500  # real steps of the reference's loop, its own number; 20 planned ones each
 
 
 def planning_problem(decisions: int, seed: int = 0) -> tuple[Any, Any]:
@@ -129,24 +127,27 @@ def bytes_per_sweep(model: Any) -> int:
 
 
 def _reference(size: int, place: Place) -> Callable[[], Done]:
-    """The reference system's loop on the same states, coupons and rewards.
+    """The reference system's loop on the same states, coupons and rewards, as long as it plays.
 
-    Its rewards are NumPy numbers, since P(alive) is one.
+    What it plays for is P(alive) × forecast, and lifetimes gives P(alive) of one customer as an
+    array of one: so its rewards are arrays, and every value that one has updated becomes an array.
     """
-    from winback.models.peers_reference import PLANNING, REMEMBERED
+    from winback.models.peers_reference import PLANNING, REMEMBERED, ROUNDS, TRAFFIC
     from winback.models.situations import COUPONS, PURCHASES, RECENCIES
+    from winback.operators.bench_reference import reference_learning
 
     model, log = planning_problem(size)
     parts = np.unravel_index(log.state, (CLASSES, RECENCIES, PURCHASES, COUPONS))
     states = list(zip(*(part.tolist() for part in parts), strict=True))
     visits = list(zip(states, log.coupon.tolist(), log.reward, strict=True))
     memory = visits[:REMEMBERED]
-    rows = np.random.default_rng(0).integers(0, len(log), PEER_STEPS).tolist()
-    today = [(states[row], model.reward[log.state[row]]) for row in rows]
+    rows = np.random.default_rng(0).integers(0, len(log), ROUNDS * TRAFFIC).tolist()
+    reward = model.reward[:, :, None]
+    today = [(states[row], reward[log.state[row]].__getitem__) for row in rows]
 
     def run() -> Done:
         reference_learning(today, list(memory), len(FACES), PLANNING)
-        return Done({}, work=PEER_STEPS * (1 + PLANNING))
+        return Done({}, work=len(today) * (1 + PLANNING))
 
     return run
 

@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from winback.operators.bench_measure import Answer, BenchError, Done, Place, Step
-from winback.operators.bench_peers import reference_training
 
 COUPONS, FACES = ("none", "save4", "save8", "save14"), np.array([0.0, 4.0, 8.0, 14.0])
 CATEGORIES = tuple("abcdefgh")
 FEATURES = ("days_since_last_purchase", "purchases_last_30d", "avg_order_value", "budget")
+SOME_ROWS = 1_024  # for a model to ask, and to count its operations
 DATES, LATER = 16, 4  # decision dates, the latest of them unseen in training
-EPOCHS, BATCH = 3, 256  # the reference system's
-WIDTH, LAYERS, HEADS = 32, 2, 4  # likewise
 WORSE = 1.1  # times the peer's squared error on later rows: beyond it, speed is bought with loss
 AGREE = 1e-4  # absolute, currency: two orders of float32 sums
 ASKED = 50_000  # decisions that a learning curve is judged on
@@ -65,6 +63,7 @@ def _schema() -> Any:
 
 def _config() -> Any:
     """The reference's width, layers, heads and batch; all epochs, as it has no early stopping."""
+    from winback.models.peers_reference import BATCH, EPOCHS, HEADS, LAYERS, WIDTH
     from winback.models.profit_config import ProfitConfig
 
     return ProfitConfig(
@@ -84,7 +83,7 @@ def _train(size: int, place: Place) -> Callable[[], Done]:
 
     data = training_rows(size)
     earlier, later = _split(data)
-    flops = _flops_per_row(data.take(np.arange(min(size, 4 * BATCH))))
+    flops = _flops_per_row(data.take(np.arange(min(size, SOME_ROWS))))
 
     def run() -> Done:
         model = train_profit(earlier, _schema(), _config())
@@ -118,14 +117,17 @@ def _flops_per_row(data: Any) -> float:
 
 
 def _train_reference(size: int, place: Place) -> Callable[[], Done]:
+    from winback.models.peers_reference import EPOCHS
+    from winback.operators.bench_reference import ReferenceNetwork
+
     data = training_rows(size)
     earlier, later = _split(data)
     face = FACES / FACES.max()
 
     def run() -> Done:
-        train, predict = reference_training(len(CATEGORIES) + 1, WIDTH, HEADS, LAYERS)
-        seconds = train(_frame(earlier, face), EPOCHS, BATCH)
-        error = float(((predict(_frame(later, face)) - later.reward) ** 2).mean())
+        network = ReferenceNetwork(len(CATEGORIES) + 1)
+        seconds = network.train(_frame(earlier, face))
+        error = float(((network.predict(_frame(later, face)) - later.reward) ** 2).mean())
         work = len(earlier.coupon) * EPOCHS
         return Done({"error": error}, work, seconds, notes={"error": error})
 
@@ -195,7 +197,7 @@ def _say_missed(ours: Answer, theirs: Answer) -> str:
 def _model_and_rows(size: int) -> tuple[Any, Any]:
     from winback.models.profit_training import train_profit
 
-    model = train_profit(training_rows(4 * BATCH), _schema(), replace(_config(), max_epochs=1))
+    model = train_profit(training_rows(SOME_ROWS), _schema(), replace(_config(), max_epochs=1))
     return model, training_rows(size, seed=1)
 
 

@@ -7,12 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from winback.operators.bench_limits import LIMITS
-from winback.operators.bench_measure import Measurement, Step
+from winback.operators.bench_measure import Measurement, Step, exponent
 from winback.operators.bench_steps import STEPS
 
 COLUMNS = ("step", "size", "winback", "peer", "", "ratio", "of limit", "peak MB", "agreement")
@@ -44,6 +43,7 @@ class Comparison:
     agreement: str
     is_rate: bool
     notes: Mapping[str, Any]
+    peer_notes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,6 @@ class BenchReport:
             if len(sizes) > 1:
                 found.setdefault(step, {})[side] = exponent(sizes, seconds)
         return found
-
-
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Slope of log seconds over log size, by least squares."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def compare(
@@ -107,6 +102,7 @@ def _compare(
         agreement=step.agree(ours.answer, peer.answer) if peer is not ours else "",
         is_rate=step.is_rate,
         notes={**ours.notes, **_first(ours)},
+        peer_notes=peer.notes if peer is not ours else {},
     )
 
 
@@ -189,19 +185,22 @@ def _first(measured: Measurement) -> dict[str, str]:
 
 
 def _notes(report: BenchReport) -> Iterator[str]:
-    """What winback's sides say besides, once per step and size."""
-    said: dict[tuple[str, int], Mapping[str, Any]] = {}
+    """What the sides say besides: winback's once per step and size, and each peer's."""
+    said: dict[str, Mapping[str, Any]] = {}
     for comparison in report.compared:
-        if comparison.notes:
-            said[comparison.step, comparison.size] = comparison.notes
-    for (step, size), notes in said.items():
-        words = ", ".join(f"{name} {_number(value)}" for name, value in notes.items())
-        yield f"- {step}, {size:,}: {words}"
+        at = f"{comparison.step}, {comparison.size:,}"
+        said[at] = comparison.notes
+        said[f"{at}, {comparison.peer}"] = comparison.peer_notes
+    said = {at: notes for at, notes in said.items() if notes}
+    for at, notes in said.items():
+        yield f"- {at}: " + ", ".join(f"{name} {_number(value)}" for name, value in notes.items())
     if said:
         yield ""
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{name} {_number(part)}" for name, part in value.items()) + ")"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value}"
 
 

@@ -1,7 +1,7 @@
 """The benchmarks at tiny sizes: every side runs, and agrees with its peers.
 
 Oracles: the peers themselves (lifetimes, HiGHS, PDLP, pandas, one HSET per state, plain SQL over
-the sources), power laws made by hand, the same seed again.
+the sources), power laws made by hand, a closed form of Q-learning, the same seed again.
 """
 
 import json
@@ -11,16 +11,28 @@ from datetime import date, datetime, timezone
 import numpy as np
 import psycopg
 import pytest
+from lifetimes import BetaGeoFitter
 from rich.console import Console
 
 from winback.models.errors import SettingsError
+from winback.models.peers_reference import ALPHA, GAMMA
+from winback.operators import bench
 from winback.operators.bench import BenchOptions, choose_steps, run_bench, versions
 from winback.operators.bench_allocation import category_limits, problem
 from winback.operators.bench_limits import matmul_rate, triad_rate
-from winback.operators.bench_measure import BenchError, Done, Measurement, close, measure
+from winback.operators.bench_measure import (
+    BenchError,
+    Done,
+    Measurement,
+    close,
+    exponent,
+    measure,
+)
 from winback.operators.bench_planner import bytes_per_sweep, planning_problem
 from winback.operators.bench_profit import training_rows
-from winback.operators.bench_report import BenchReport, compare, exponent, markdown, write_bench
+from winback.operators.bench_reference import reference_learning
+from winback.operators.bench_reference_day import scale
+from winback.operators.bench_report import BenchReport, compare, markdown, write_bench
 from winback.operators.bench_steps import STEPS
 from winback.operators.bench_survival import customers, grouped
 from winback.operators.big_warehouse import fill_warehouse, last_day
@@ -137,6 +149,22 @@ def test_the_command_measures_writes_and_counts_failures(tmp_path):
     assert "winback bench help --quick" in output.read_text()
 
 
+def test_a_failure_keeps_what_was_measured_before_it(tmp_path, monkeypatch):
+    def second_differs(step, sides, limits):
+        if sides[0].size == 200:
+            raise BenchError("they differ")
+        return compare(step, sides, limits)
+
+    monkeypatch.setattr(bench, "compare", second_differs)
+    output = tmp_path / "bench.md"
+    options = BenchOptions(["survival-fit"], sizes=[100, 200], repeats=1, output=output)
+    assert run_bench(options, tmp_path, Console(quiet=True)) == 1
+    page = output.read_text()
+    assert "| 100 customers |" in page
+    assert "| 200 customers |" not in page
+    assert "- **survival-fit**: they differ" in page
+
+
 @pytest.mark.parametrize("options", [{"steps": ["nothing"]}, {"sizes": [0]}, {"repeats": 0}])
 def test_a_wrong_call_is_refused(options, tmp_path):
     with pytest.raises(SettingsError, match=r"bench: (no such step|expected)"):
@@ -176,6 +204,27 @@ def test_the_limits_of_the_allocation_bind():
     limits = category_limits(2_000, given)
     assert len(limits) == 10
     assert all(limit.floor > 0 or limit.ceiling < given[2] for limit in limits)
+
+
+def test_the_references_learning_approaches_its_closed_form():
+    """One state and coupon, reward 2: Q = 2 / (1 - γ) · (1 - (1 - α (1 - γ))ⁿ) after n steps."""
+    today = [("state", lambda coupon: np.array([2.0]))] * 500
+    table = reference_learning(today, [], coupons=1, planned=0)
+    steps = 1 - ALPHA * (1 - GAMMA)
+    assert table["state", 0] == pytest.approx(2.0 / (1 - GAMMA) * (1 - steps**500))
+
+
+def test_the_references_chance_to_be_alive_is_an_array_of_one():
+    """So its values are arrays, which is what its updates cost."""
+    fitter = BetaGeoFitter()
+    fitter.params_ = {"r": 0.2, "alpha": 4.0, "a": 0.8, "b": 2.4}
+    assert fitter.conditional_probability_alive(2, 10.0, 20.0).shape == (1,)
+
+
+def test_a_stage_is_scaled_by_its_own_slope():
+    assert scale({100: 1.0, 200: 2.0, 400: 4.0}, 800) == pytest.approx((8.0, 1.0))
+    assert scale({100: 1.0, 200: 4.0}, 400) == pytest.approx((16.0, 2.0))
+    assert scale({100: 1.0, 200: 0.9}, 400) == pytest.approx((0.9, 0.0)), "work never shrinks"
 
 
 def test_bytes_of_a_sweep_count_every_array_once():
