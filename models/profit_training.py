@@ -325,7 +325,8 @@ def _optimizer(network: ProfitNetwork, config: ProfitConfig) -> torch.optim.Adam
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     )
-    return torch.optim.AdamW(list(groups), lr=config.learning_rate)
+    # fused: one pass over all weights; a loop over 79 small tensors took a tenth of a step
+    return torch.optim.AdamW(list(groups), lr=config.learning_rate, fused=True)
 
 
 def _fingerprint(data: ProfitData, schema: ProfitSchema, config: ProfitConfig) -> str:

@@ -1,5 +1,6 @@
 """Benchmark of the features by dbt: one day more, all days again, and plain SQL for one day."""
 
+import json
 import os
 import resource
 import subprocess
@@ -18,6 +19,7 @@ from winback.operators.big_warehouse import fill_warehouse, last_day
 
 SCHEMAS = ("winback", "winback_work", "winback_staging")
 PEER_TABLE = "public.bench_naive_features"
+NODES_SHOWN = 8  # of dbt's, the slowest
 
 # Sums over a date's snapshots by which two ways to make them are compared, every column.
 NUMBERS = (
@@ -56,14 +58,12 @@ def forget_results(url: str) -> None:
             connection.execute(f"drop schema if exists {schema} cascade".encode())
 
 
-def build_features(url: str, as_of: date, *options: str) -> None:
-    """``dbt build`` of the features, as the daily run's task does it.
+def build_features(url: str, as_of: date, *options: str) -> dict[str, float]:
+    """``dbt build`` of the features, as the daily run's task does it; seconds by node.
 
     Raises:
         BenchError: dbt failed.
     """
-    import json
-
     from sqlalchemy.engine import make_url
 
     from winback.operators.local_airflow import QUIET
@@ -90,8 +90,10 @@ def build_features(url: str, as_of: date, *options: str) -> None:
             cwd=folder,  # dbt takes any dbt_*.py in the working folder for a plugin, and runs it
             env={**os.environ, **QUIET, **environment},
         )
-    if done.returncode:
-        raise BenchError(f"dbt build failed:\n{done.stdout[-2000:]}")
+        if done.returncode:
+            raise BenchError(f"dbt build failed:\n{done.stdout[-2000:]}")
+        nodes = json.loads(Path(folder, "run_results.json").read_text(encoding="utf-8"))["results"]
+    return {node["unique_id"].split(".")[2]: node["execution_time"] for node in nodes}
 
 
 def _increment(size: int, place: Place) -> Callable[[], Done]:
@@ -115,14 +117,16 @@ def _built(url: str, as_of: date, *options: str) -> Done:
     import psycopg
 
     started = time.perf_counter()
-    build_features(url, as_of, *options)
+    nodes = build_features(url, as_of, *options)
     seconds = time.perf_counter() - started
     sums = _sums(url, "winback.customer_snapshots", as_of)
     with psycopg.connect(url) as connection:
         counted = connection.execute("select count(*) from raw.orders").fetchone()
     orders = int(counted[0]) if counted else 0
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-    return Done({"sums": sums}, seconds=seconds, peak_mb=peak, notes={"orders": orders})
+    slowest = sorted(nodes, key=lambda node: -nodes[node])[:NODES_SHOWN]
+    notes = {"orders": orders, "seconds": {node: round(nodes[node], 1) for node in slowest}}
+    return Done({"sums": sums}, seconds=seconds, peak_mb=peak, notes=notes)
 
 
 def _sums(url: str, table: str, as_of: date) -> list[float]:
