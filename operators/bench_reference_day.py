@@ -46,23 +46,20 @@ class ReferenceDay:
 
     Attributes:
         url, redis: of the warehouse whose snapshots it is given, and of the Q-table's server.
-        frame: snapshots with outcome, a customer's one after the other.
+        snapshots: those with an outcome, a customer's one after the other.
+        rows: the same with sequences.
     """
 
     url: str
     redis: str
-    frame: Any = None
+    snapshots: Any = None
+    rows: Any = None
     summary: Any = None
     fitter: Any = None
     network: Any = None
     faces: Any = None
     table: dict[Any, Any] = field(default_factory=dict)
     decisions: Any = None
-
-    def first(self, customers: int) -> Any:
-        """The rows of the first customers."""
-        known = self.frame["customer_id"].unique()[:customers]
-        return self.frame[self.frame["customer_id"] <= known[-1]]
 
     def read(self, customers: int) -> None:
         """Snapshots from the warehouse to a frame."""
@@ -72,16 +69,16 @@ class ReferenceDay:
         ids = f"(select distinct customer_id from public.{TABLE} order by 1 limit {customers})"
         engine = create_engine(self.url)
         query = f"select * from public.{TABLE} where customer_id in {ids} order by customer_id"
-        self.frame = pd.read_sql(query, engine).fillna(1.0)
+        self.snapshots = pd.read_sql(query, engine).fillna(1.0)
         engine.dispose()
-        self.faces = np.sort(self.frame["coupon_value"].unique())
+        self.faces = np.sort(self.snapshots["coupon_value"].unique())
 
     def survival(self, customers: int) -> None:
         """BG/NBD on the days with an order (the article: on all snapshots)."""
         from lifetimes import BetaGeoFitter
         from lifetimes.utils import summary_data_from_transaction_data
 
-        rows = self.first(customers)
+        rows = first(self.snapshots, customers)
         bought = rows[rows["order_placed"]]
         columns = ("customer_id", "snapshot_date")
         self.summary = summary_data_from_transaction_data(bought, *columns, freq="D")
@@ -90,22 +87,21 @@ class ReferenceDay:
 
     def sequences(self, customers: int) -> None:
         """Categories of 30 days, drawn by lot for each row."""
-        rows = self.first(customers).copy()
-        categories = rows["category_id"].unique()
-        draw = np.random.default_rng(0)
-        rows["seq"] = rows["category_id"].apply(lambda _: draw.choice(categories, SEQUENCE))
-        self.frame = rows.reset_index(drop=True) if len(rows) == len(self.frame) else self.frame
+        rows = first(self.snapshots, customers)
+        categories, draw = rows["category_id"].unique(), np.random.default_rng(0)
+        drawn = rows["category_id"].apply(lambda _: draw.choice(categories, SEQUENCE))
+        self.rows = rows.assign(seq=drawn)
 
     def training(self, customers: int) -> None:
         """All epochs over all rows."""
-        rows = self.first(customers)[[*STATE, "coupon_value", "seq", "reward"]]
-        self.network = ReferenceNetwork(int(self.frame["category_id"].max()) + 1)
+        rows = first(self.rows, customers)[[*STATE, "coupon_value", "seq", "reward"]]
+        self.network = ReferenceNetwork(int(self.rows["category_id"].max()) + 1)
         rows = rows.assign(coupon_value=rows["coupon_value"] / max(self.faces.max(), 1.0))
         self.network.train(rows.reset_index(drop=True))
 
     def learning(self, customers: int) -> None:
         """Q-learning with a roll-out per real step."""
-        rows = self.first(customers)
+        rows = first(self.rows, customers)
         remembered = rows.sample(min(REMEMBERED, len(rows)), random_state=0)
         memory = [
             (bucket(row), int(np.searchsorted(self.faces, row["coupon_value"])), row["reward"])
@@ -136,7 +132,7 @@ class ReferenceDay:
         """The best coupon of each customer's latest row."""
         import pandas as pd
 
-        latest = self.first(customers).groupby("customer_id").tail(1)
+        latest = first(self.rows, customers).groupby("customer_id").tail(1)
         records = []
         for _, row in latest.iterrows():
             state = bucket(row)
@@ -157,6 +153,12 @@ class ReferenceDay:
         client = redis.Redis.from_url(self.redis)
         for (state, coupon), value in self.table.items():
             client.hset(HASH, f"{state}:{coupon}", float(np.squeeze(value)))
+
+
+def first(rows: Any, customers: int) -> Any:
+    """The rows of the first customers, one customer after the other."""
+    known = rows["customer_id"].unique()[:customers]
+    return rows[rows["customer_id"] <= known[-1]]
 
 
 def bucket(row: Any) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from datetime import date, datetime, timezone
 import numpy as np
 import psycopg
 import pytest
+import redis
 from lifetimes import BetaGeoFitter
 from rich.console import Console
 
@@ -31,7 +32,7 @@ from winback.operators.bench_measure import (
 from winback.operators.bench_planner import bytes_per_sweep, planning_problem
 from winback.operators.bench_profit import training_rows
 from winback.operators.bench_reference import reference_learning
-from winback.operators.bench_reference_day import scale
+from winback.operators.bench_reference_day import STAGES, reference_day, scale
 from winback.operators.bench_report import BenchReport, compare, markdown, write_bench
 from winback.operators.bench_steps import STEPS
 from winback.operators.bench_survival import customers, grouped
@@ -39,6 +40,18 @@ from winback.operators.big_warehouse import fill_warehouse, last_day
 from winback.operators.processes import peak_memory_mb
 from winback.operators.sample import SOURCE_TABLES
 
+SNAPSHOTS_BY_HAND = """
+    create schema winback;
+    create table winback.customers_known as select distinct customer_id from raw.orders;
+    create table winback.customer_snapshots as
+    select
+        customer_id, day::date as snapshot_date, extract(day from day) as days_since_last_purchase,
+        1 as purchases_last_30d, 20.0 as avg_order_value, null::float as remaining_budget_pct,
+        extract(dow from day)::int as category_id, 'none' as coupon_id,
+        extract(day from day) > 9 as order_placed, extract(day from day) as order_profit
+    from winback.customers_known
+    cross join generate_series('2024-01-02', '2024-02-01', '5 days'::interval) as day
+"""
 TINY = {"survival-fit": 800, "training": 1_200, "features": 60, "daily": 400}
 SLOW = ("daily",)  # two whole runs
 WEEKS = 8
@@ -219,6 +232,19 @@ def test_the_references_chance_to_be_alive_is_an_array_of_one():
     fitter = BetaGeoFitter()
     fitter.params_ = {"r": 0.2, "alpha": 4.0, "a": 0.8, "b": 2.4}
     assert fitter.conditional_probability_alive(2, 10.0, 20.0).shape == (1,)
+
+
+def test_the_references_day_goes_through_its_stages_and_leaves_nothing(place):
+    fill_warehouse(place["postgres"], 60, WEEKS)
+    with psycopg.connect(place["postgres"]) as connection:
+        connection.execute(SNAPSHOTS_BY_HAND)
+    done = reference_day(60, place)()
+    assert list(done.notes) == [stage.__name__ for stage, _ in STAGES]
+    assert done.seconds > 0
+    with psycopg.connect(place["postgres"]) as connection:
+        left = connection.execute("select count(*) from pg_tables where schemaname = 'public'")
+        assert left.fetchone() == (0,)
+    assert redis.Redis.from_url(place["redis"]).keys("bench:reference*") == []
 
 
 def test_a_stage_is_scaled_by_its_own_slope():
