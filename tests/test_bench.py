@@ -20,6 +20,7 @@ from winback.models.peers_reference import ALPHA, GAMMA
 from winback.operators import bench
 from winback.operators.bench import BenchOptions, choose_steps, run_bench, versions
 from winback.operators.bench_allocation import category_limits, problem
+from winback.operators.bench_features import forget_results
 from winback.operators.bench_limits import matmul_rate, triad_rate
 from winback.operators.bench_measure import (
     BenchError,
@@ -236,13 +237,17 @@ def test_the_references_chance_to_be_alive_is_an_array_of_one():
 
 def test_the_references_day_goes_through_its_stages_and_leaves_nothing(place):
     fill_warehouse(place["postgres"], 60, WEEKS)
+    forget_results(place["postgres"])  # of other tests of this file
     with psycopg.connect(place["postgres"]) as connection:
         connection.execute(SNAPSHOTS_BY_HAND)
     done = reference_day(60, place)()
+    forget_results(place["postgres"])
     assert list(done.notes) == [stage.__name__ for stage, _ in STAGES]
     assert done.seconds > 0
     with psycopg.connect(place["postgres"]) as connection:
-        left = connection.execute("select count(*) from pg_tables where schemaname = 'public'")
+        left = connection.execute(
+            "select count(*) from pg_tables where tablename ~ 'bench_reference'"
+        )
         assert left.fetchone() == (0,)
     assert redis.Redis.from_url(place["redis"]).keys("bench:reference*") == []
 
